@@ -1,0 +1,2 @@
+//! The `forkd` program.
+fn main() {}

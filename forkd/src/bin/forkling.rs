@@ -1,0 +1,2 @@
+//! The `forkling` program.
+fn main() {}

@@ -1,0 +1,2 @@
+//! The Forkling daemon: API, registry, supervision, pager; and the command line that speaks its API.
+#![forbid(unsafe_code)]

@@ -1,0 +1,1 @@
+//! From a kernel file to a machine ready for its first instruction.

@@ -1,0 +1,22 @@
+//! The virtual machine monitor: boots a template's guest, captures it, and serves forks of it.
+//!
+//! Principles:
+//! 1. A fork of a VM is a fork of the process that holds it; the kernel does all copy-on-write.
+//! 2. Nothing that could have been done before a request is done after it.
+//! 3. State is typed, complete by construction, and untrusted when it is read back.
+//! 4. Guest memory is never a Rust reference; every number from the guest is checked.
+//! 5. `unsafe` lives in [`sys`] only.
+//!
+//! Arrows: `sys` <- `memory` <- {`vm`, `vcpu`, `devices`, `boot`} <- `snapshot` <- `machine` <- `zygote`.
+
+pub mod boot;
+pub mod devices;
+pub mod host;
+pub mod machine;
+pub mod memory;
+pub mod protocol;
+pub mod snapshot;
+pub mod sys;
+pub mod vcpu;
+pub mod vm;
+pub mod zygote;

@@ -1,0 +1,262 @@
+//! Messages between `forkd` and the processes of this crate.
+//!
+//! Each process has one control socket (`SOCK_SEQPACKET`, inherited as [`CONTROL_FD`] by builders and zygotes, handed
+//! over by the zygote's [`ToZygote::Spawn`] to forks). A message is one packet of postcard, at most [`MAX_MESSAGE`]
+//! bytes, with the file descriptors its variant names, in that order, as ancillary data.
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// File descriptor number of the control socket in a builder or zygote process.
+pub const CONTROL_FD: i32 = 3;
+
+/// Longest message in bytes.
+pub const MAX_MESSAGE: usize = 64 * 1024;
+
+/// To the zygote of a template.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum ToZygote {
+    /// First message. Descriptors: the snapshot directory (read-only), the image memfd (read-only),
+    /// then, if `root`, the root image (read-only).
+    Load {
+        /// Whether a root image descriptor follows.
+        root: bool,
+        /// Whether the image is incomplete, so that forks must register a userfaultfd.
+        lazy: bool,
+    },
+    /// Make a fork. Descriptor: the fork's end of its control socket. Answered by
+    /// [`FromZygote::Spawned`] or [`FromZygote::SpawnFailed`]; later news come on the fork's own socket.
+    Spawn {
+        /// Chosen by `forkd`, repeated in the answer.
+        token: u64,
+        /// As in [`ToZygote::Load`], for this fork: an image becomes complete while the zygote lives.
+        lazy: bool,
+    },
+}
+
+/// From the zygote.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum FromZygote {
+    /// The snapshot is decoded and fits this host; forks can be made.
+    Loaded,
+    /// The snapshot cannot be forked here; the zygote ends.
+    LoadFailed(Failure),
+    /// The fork's process exists. It is a child of `forkd` (CLONE_PARENT), which reaps it.
+    Spawned {
+        /// As in [`ToZygote::Spawn`].
+        token: u64,
+        /// Process id of the fork.
+        pid: i32,
+    },
+    /// The fork's process could not be made.
+    SpawnFailed {
+        /// As in [`ToZygote::Spawn`].
+        token: u64,
+        /// Why.
+        failure: Failure,
+    },
+}
+
+/// To a fork.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum ToFork {
+    /// Give identity and run. Answered by [`FromFork::Acknowledged`]. Sent once.
+    Activate {
+        /// Encoded mailbox ([`forkling_proto::mailbox::encode`]); the fork writes it as it is.
+        mailbox: Vec<u8>,
+        /// The guest's monotonic clock continues from its freeze (false) or is moved by the time passed (true).
+        advance_monotonic: bool,
+    },
+    /// Join a host stream (descriptor: a connected stream socket) with the guest's vsock port.
+    /// On refusal by the guest the stream is closed.
+    Connect {
+        /// Guest port.
+        port: u32,
+    },
+    /// Save the machine when the guest reaches its next forkpoint (the caller makes the agent go there).
+    /// Descriptor: an empty snapshot directory (writable). Answered by [`FromFork::Saved`]; the guest then goes on
+    /// with the mailbox given here.
+    Save {
+        /// Mailbox with which the saved machine itself goes on.
+        mailbox: Vec<u8>,
+    },
+}
+
+/// From a fork.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum FromFork {
+    /// Sent first when the image is incomplete. Descriptor: a userfaultfd on the guest memory's private mapping.
+    Faults {
+        /// Host-virtual start of the mapping in the fork's address space, in bytes.
+        base: u64,
+        /// Length of the mapping in bytes; offset 0 is offset 0 of the image.
+        len: u64,
+    },
+    /// Built, restored and waiting for [`ToFork::Activate`].
+    Parked(Stamps),
+    /// The guest acknowledged its identity.
+    Acknowledged {
+        /// From the acknowledgement, equal to the mailbox's.
+        generation: u64,
+        /// From the acknowledgement, equal to the mailbox's.
+        nonce: u64,
+        /// When each phase was reached.
+        stamps: Stamps,
+    },
+    /// The snapshot asked for by [`ToFork::Save`] is on disk.
+    Saved,
+    /// Something failed; fatal unless it answers [`ToFork::Save`].
+    Failed(Failure),
+    /// The guest ended by itself; the process exits next.
+    Stopped(StopReason),
+    /// New bytes of the serial console (at most 4 KiB a message, rate limited; the ring keeps the last 64 KiB).
+    Console(Vec<u8>),
+}
+
+/// To the builder of a template.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum ToBuilder {
+    /// First and only message. Descriptors: the kernel file, the initramfs file, the empty snapshot directory
+    /// (writable), then, if `root`, the root image (read-only).
+    Build(BuildSpec),
+}
+
+/// What a builder boots and saves.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BuildSpec {
+    /// Guest memory in MiB, 64 to 65536.
+    pub memory_mib: u32,
+    /// 1 to 8.
+    pub vcpus: u8,
+    /// Which CPU features the guest may see.
+    pub cpu: CpuTemplate,
+    /// Appended to the built-in kernel command line.
+    pub cmdline: String,
+    /// Whether a root image descriptor follows.
+    pub root: bool,
+    /// What boots.
+    pub payload: Payload,
+    /// Longest time from first instruction to forkpoint in milliseconds.
+    pub timeout_ms: u64,
+    /// zstd level of the chunks, 1 to 19.
+    pub compression: i32,
+}
+
+/// What a template boots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Payload {
+    /// A Linux kernel (ELF or bzImage).
+    Linux,
+    /// The null guest: the kernel file is a flat binary, loaded at its fixed address and entered in user mode.
+    Null,
+}
+
+/// Which CPU features a guest sees, so that its snapshot runs on other hosts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CpuTemplate {
+    /// All that this host's KVM supports (less what snapshots cannot carry).
+    #[default]
+    Host,
+    /// x86-64-v2 of the System V psABI and nothing beyond.
+    X86_64V2,
+    /// x86-64-v3 of the System V psABI and nothing beyond.
+    X86_64V3,
+}
+
+/// From the builder.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum FromBuilder {
+    /// A stage began: `boot`, `freeze`, `save`.
+    Stage(String),
+    /// Bytes of the guest's serial console.
+    Console(Vec<u8>),
+    /// Chunks written so far, of how many.
+    Saving {
+        /// Chunks done.
+        done: u64,
+        /// Chunks in the image.
+        total: u64,
+    },
+    /// The snapshot is complete in the directory; the builder exits with 0.
+    Done,
+    /// The build failed; the builder exits with 1.
+    Failed(Failure),
+}
+
+/// A failure as it crosses a process boundary.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// Whose fault it is.
+    pub kind: FailureKind,
+    /// What happened, to what, and its causes, in one line.
+    pub message: String,
+}
+
+/// Whose fault a failure is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FailureKind {
+    /// The caller asked for something impossible (not a kernel, memory out of range).
+    Request,
+    /// The snapshot is damaged, of another format, or does not fit this host.
+    Snapshot,
+    /// The guest misbehaved or gave up.
+    Guest,
+    /// This host could not do it (KVM, memory, limits).
+    Host,
+}
+
+/// Why a guest ended by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StopReason {
+    /// The guest asked for a reset or power-off.
+    Reset,
+    /// A triple fault.
+    TripleFault,
+    /// The agent gave up with this message.
+    AgentFailed(String),
+    /// KVM could not go on.
+    KvmError(String),
+}
+
+/// When each phase of a fork was reached: CLOCK_MONOTONIC nanoseconds of the host; 0 where it was not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamps {
+    /// The zygote took the request.
+    pub requested: u64,
+    /// The fork's process runs.
+    pub forked: u64,
+    /// The KVM VM has its memory.
+    pub vm: u64,
+    /// Its vCPUs exist.
+    pub vcpus: u64,
+    /// All state is restored; the fork is parked.
+    pub restored: u64,
+    /// The activation was received.
+    pub activated: u64,
+    /// The first KVM_RUN began.
+    pub entered: u64,
+    /// The guest acknowledged.
+    pub acknowledged: u64,
+}
+
+/// Why a packet is not a message.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The bytes are not the expected message.
+    #[error("malformed control message of {0} bytes; both sides must be of one build")]
+    Malformed(usize),
+    /// The message is too long to send.
+    #[error("control message of {0} bytes exceeds {MAX_MESSAGE}; shorten the environment")]
+    TooLong(usize),
+}
+
+/// Encodes a message.
+pub fn encode<M: Serialize>(message: &M) -> Result<Vec<u8>, Error> {
+    let bytes = postcard::to_allocvec(message).map_err(|_| Error::Malformed(0))?;
+    if bytes.len() > MAX_MESSAGE { Err(Error::TooLong(bytes.len())) } else { Ok(bytes) }
+}
+
+/// Decodes a message.
+pub fn decode<M: DeserializeOwned>(bytes: &[u8]) -> Result<M, Error> {
+    postcard::from_bytes(bytes).map_err(|_| Error::Malformed(bytes.len()))
+}

@@ -1,0 +1,1 @@
+//! A snapshot on disk: manifest, state and memory chunks.

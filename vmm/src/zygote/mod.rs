@@ -1,0 +1,1 @@
+//! The zygote process and the forks it makes.
