@@ -1,1 +1,6 @@
 //! Guest-physical layout, the shared image and a fork's private view of it.
+
+pub mod layout;
+
+/// Guest memory as devices and loaders see it: checked, volatile access only, never a Rust reference.
+pub type GuestRam = vm_memory::GuestMemoryMmap<()>;
