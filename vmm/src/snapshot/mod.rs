@@ -1,1 +1,3 @@
 //! A snapshot on disk: manifest, state and memory chunks.
+
+pub mod blob;
