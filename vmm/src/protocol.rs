@@ -6,8 +6,9 @@
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-/// File descriptor number of the control socket in a builder or zygote process.
-pub const CONTROL_FD: i32 = 3;
+/// File descriptor number of the control socket in a builder or zygote process: standard input, because that is
+/// the one number a parent without `unsafe` can choose.
+pub const CONTROL_FD: i32 = 0;
 
 /// Longest message in bytes.
 pub const MAX_MESSAGE: usize = 64 * 1024;
