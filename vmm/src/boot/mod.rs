@@ -1,1 +1,3 @@
 //! From a kernel file to a machine ready for its first instruction.
+
+pub mod null;

@@ -2,6 +2,8 @@
 
 use std::{io, os::fd::AsFd};
 
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
+
 use super::{
     GuestRam,
     layout::{self, RamRegion},
@@ -48,6 +50,16 @@ impl GuestMemory {
     /// Where the mapping's pieces are in the guest.
     pub fn regions(&self) -> &[RamRegion] {
         &self.regions
+    }
+
+    /// Copies out of the memory at an offset of the image.
+    ///
+    /// # Errors
+    /// When the range is not inside the memory or crosses the hole, which no chunk does.
+    pub fn read_image(&self, offset: u64, buffer: &mut [u8]) -> Result<(), GuestMemoryError> {
+        let region = self.regions.iter().find(|region| offset.wrapping_sub(region.offset) < region.len);
+        let region = region.ok_or(GuestMemoryError::InvalidGuestAddress(GuestAddress(offset)))?;
+        self.ram.read_slice(buffer, GuestAddress(region.gpa + offset - region.offset))
     }
 
     /// Size in bytes.

@@ -61,8 +61,10 @@ impl Kickable {
         install_handler();
         let flag = ptr::from_mut(&mut vcpu.get_kvm_run().immediate_exit).cast::<AtomicU8>();
         IMMEDIATE_EXIT.set(flag);
-        let handle =
-            KickHandle { process: std::process::id() as i32, thread: rustix::thread::gettid().as_raw_nonzero().get() };
+        let handle = KickHandle {
+            process: std::process::id() as i32,
+            thread: rustix::thread::gettid().as_raw_nonzero().get(),
+        };
         (Self(()), handle)
     }
 }

@@ -18,7 +18,10 @@ pub fn add_memory(
     len: u64,
     read_only: bool,
 ) -> Result<(), kvm_ioctls::Error> {
-    assert!(offset.checked_add(len).is_some_and(|end| end <= mapping.len() as u64), "piece outside of the mapping");
+    assert!(
+        offset.checked_add(len).is_some_and(|end| end <= mapping.len() as u64),
+        "piece outside of the mapping"
+    );
     let region = kvm_userspace_memory_region {
         slot,
         flags: if read_only { KVM_MEM_READONLY } else { 0 },
@@ -67,7 +70,8 @@ impl XsaveArea {
         if !bytes.len().is_multiple_of(4) || bytes.len() / 4 < fixed_words {
             return None;
         }
-        let words: Vec<u32> = bytes.chunks_exact(4).map(|c| u32::from_le_bytes(c.try_into().expect("four"))).collect();
+        let words: Vec<u32> =
+            bytes.chunks_exact(4).map(|c| u32::from_le_bytes(c.try_into().expect("four"))).collect();
         let (fixed, extra) = words.split_at(fixed_words);
         // SAFETY: only the fixed part is written; the length field keeps the length given to `new`.
         let header: &mut kvm_xsave2 = unsafe { area.0.as_mut_fam_struct() };

@@ -73,6 +73,11 @@ impl Vcpu {
         &self.fd
     }
 
+    /// The descriptor, to make its thread kickable.
+    pub(crate) fn fd_mut(&mut self) -> &mut VcpuFd {
+        &mut self.fd
+    }
+
     /// Guest-physical address that the vCPU's page tables give for `gva`, or `None` if it is not mapped.
     pub fn translate(&self, gva: u64) -> Result<Option<u64>, Error> {
         let translation = self.fd.translate_gva(gva).map_err(self.kvm("KVM_TRANSLATE"))?;

@@ -4,8 +4,8 @@
 //! never from us (KVM developers in virt-pvm issue 2), with the memory-type registers added that it leaves out.
 
 use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
-    kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
+    CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state,
+    kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
 };
 use serde::{Deserialize, Serialize};
 
@@ -23,8 +23,8 @@ const MSR_TSC_DEADLINE: u32 = 0x6E0;
 /// Memory-type range registers, which KVM_GET_MSR_INDEX_LIST leaves out: capability-independent numbers of
 /// IA32_MTRR_PHYSBASE0.. PHYSMASK7, the fixed ranges and the default type.
 const MTRRS: [u32; 28] = [
-    0x200, 0x201, 0x202, 0x203, 0x204, 0x205, 0x206, 0x207, 0x208, 0x209, 0x20A, 0x20B, 0x20C, 0x20D, 0x20E, 0x20F,
-    0x250, 0x258, 0x259, 0x268, 0x269, 0x26A, 0x26B, 0x26C, 0x26D, 0x26E, 0x26F, 0x2FF,
+    0x200, 0x201, 0x202, 0x203, 0x204, 0x205, 0x206, 0x207, 0x208, 0x209, 0x20A, 0x20B, 0x20C, 0x20D, 0x20E,
+    0x20F, 0x250, 0x258, 0x259, 0x268, 0x269, 0x26A, 0x26B, 0x26C, 0x26D, 0x26E, 0x26F, 0x2FF,
 ];
 /// MSRs that KVM may report and then reject, and whose loss no guest of ours can see: IA32_FEATURE_CONTROL (no VMX
 /// is offered). Every other rejection is an error.
@@ -179,7 +179,8 @@ impl Vcpu {
         let mut saved = Vec::with_capacity(wanted.len());
         let mut rest = &wanted[..];
         while !rest.is_empty() {
-            let entries: Vec<_> = rest.iter().map(|&index| kvm_msr_entry { index, ..Default::default() }).collect();
+            let entries: Vec<_> =
+                rest.iter().map(|&index| kvm_msr_entry { index, ..Default::default() }).collect();
             let mut msrs = Msrs::from_entries(&entries).expect("a few dozen entries");
             let read = self.fd.get_msrs(&mut msrs).map_err(self.kvm("KVM_GET_MSRS"))?;
             saved.extend_from_slice(&msrs.as_slice()[..read]);

@@ -6,7 +6,7 @@ use kvm_bindings::{
 use serde::{Deserialize, Serialize};
 
 use super::{Error, Vm, kvm};
-use crate::snapshot::blob;
+use crate::{clock, snapshot::blob};
 
 /// Saved interrupt controllers and clock.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -39,12 +39,12 @@ impl Vm {
     /// Saves interrupt controllers and clock. All vCPUs are stopped and saved before: saving a vCPU may still move
     /// an interrupt.
     pub fn save(&self) -> Result<VmState, Error> {
-        let clock = self.fd.get_clock().map_err(kvm("KVM_GET_CLOCK"))?;
+        let kvm_clock = self.fd.get_clock().map_err(kvm("KVM_GET_CLOCK"))?;
         Ok(VmState {
             pic_master: self.get_irqchip(KVM_IRQCHIP_PIC_MASTER)?,
             pic_slave: self.get_irqchip(KVM_IRQCHIP_PIC_SLAVE)?,
             ioapic: self.get_irqchip(KVM_IRQCHIP_IOAPIC)?,
-            clock: ClockState { guest_ns: clock.clock, wall_ns: wall_clock_ns() },
+            clock: ClockState { guest_ns: kvm_clock.clock, wall_ns: clock::wall_ns() },
         })
     }
 
@@ -62,7 +62,7 @@ impl Vm {
     /// Called at activation, not before: a parked fork may wait for minutes. No flag is given, since
     /// KVM_CLOCK_REALTIME would make the guest's monotonic time jump (Firecracker pull request 5809).
     pub fn set_clock(&self, state: &ClockState, advance: bool) -> Result<(), Error> {
-        let passed = if advance { wall_clock_ns().saturating_sub(state.wall_ns) } else { 0 };
+        let passed = if advance { clock::wall_ns().saturating_sub(state.wall_ns) } else { 0 };
         let clock = kvm_clock_data { clock: state.guest_ns.saturating_add(passed), ..Default::default() };
         self.fd.set_clock(&clock).map_err(kvm("KVM_SET_CLOCK"))
     }
@@ -72,9 +72,4 @@ impl Vm {
         self.fd.get_irqchip(&mut chip).map_err(kvm("KVM_GET_IRQCHIP"))?;
         Ok(chip)
     }
-}
-
-fn wall_clock_ns() -> u64 {
-    let since_1970 = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since_1970.map_or(0, |duration| duration.as_nanos() as u64)
 }
