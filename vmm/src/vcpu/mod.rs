@@ -1,1 +1,3 @@
 //! One virtual CPU.
+
+pub mod cpuid;
