@@ -79,8 +79,8 @@ fn boot_and_save(
     directory: OwnedFd,
 ) -> Result<(), Error> {
     let kvm = Kvm::new().map_err(machine::Error::NoKvm)?;
-    let msr_list =
-        vcpu::msr_list(&kvm).map_err(|source| machine::Error::Kvm { call: "KVM_GET_MSR_INDEX_LIST", source })?;
+    let msr_list = vcpu::msr_list(&kvm)
+        .map_err(|source| machine::Error::Kvm { call: "KVM_GET_MSR_INDEX_LIST", source })?;
     let root = root.map(zygote::map_root).transpose()?;
     let machine = Machine::build(&kvm, spec, files, root.as_ref())?;
     let tail = Arc::new(Mutex::new(Vec::new()));

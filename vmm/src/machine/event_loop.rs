@@ -95,7 +95,9 @@ impl RunningLoop {
     /// Begins to serve the source; what is waiting there is reported at once. Done from another thread without waking
     /// the loop for it, because a fork does it on the way into the guest.
     pub fn watch_source(&self) -> Result<(), Error> {
-        self.registry.register(&mut SourceFd(&self.source), SOURCE, Interest::READABLE).map_err(Error::EventLoop)
+        self.registry
+            .register(&mut SourceFd(&self.source), SOURCE, Interest::READABLE)
+            .map_err(Error::EventLoop)
     }
 
     /// Stops the loop; all that was in progress is done.

@@ -9,7 +9,7 @@ use crate::{
     devices::{DeviceStates, Devices},
     memory::{guest::GuestMemory, layout},
     sys::mapping::Mapping,
-    vcpu::{self, PreparedVcpu, Vcpu},
+    vcpu::{self, PreparedVcpu, Vcpu, cpuid},
     vm::{self, Vm, VmState},
 };
 
@@ -34,8 +34,9 @@ impl PreparedMachine {
         if usize::from(forkpoint.vcpu) >= vcpus.len() || !forkpoint.fits(memory.ram()) {
             return Err(Error::BadState("an impossible forkpoint"));
         }
+        let supported = super::supported_cpuid(kvm)?;
         for vcpu in &vcpus {
-            vcpu::cpuid::check_fits_host(vcpu.cpuid(), kvm)?;
+            cpuid::compatible(vcpu.cpuid(), &supported)?;
         }
         let xsave_size = usize::try_from(kvm.check_extension_int(Cap::Xsave2)).unwrap_or(0);
         let vcpus = vcpus

@@ -70,7 +70,8 @@ impl Machine<Paused> {
     /// When there is no vCPU `lead`.
     pub fn resume(self, lead: u8, observer: Arc<dyn Observer>) -> Result<Machine<Running>, Error> {
         let Machine { core, state: Paused { vcpus } } = self;
-        let (mut leads, others): (Vec<Vcpu>, Vec<Vcpu>) = vcpus.into_iter().partition(|vcpu| vcpu.id() == lead);
+        let (mut leads, others): (Vec<Vcpu>, Vec<Vcpu>) =
+            vcpus.into_iter().partition(|vcpu| vcpu.id() == lead);
         let mut lead = leads.pop().expect("the lead was validated");
         let (kickable, lead_kick) = Kickable::enter(lead.fd_mut());
         let shared = Arc::new(Shared {

@@ -76,7 +76,7 @@ impl Machine<Paused> {
             format: snapshot::FORMAT,
             tool: concat!("forkling ", env!("CARGO_PKG_VERSION")).into(),
             created: clock::wall_ns() / 1_000_000_000,
-            host: host_tags(),
+            host: host_tags(&state.vcpus[0]),
             memory_bytes: memory.bytes(),
             vcpus: state.vcpus.len() as u8,
             cpu: about.cpu,
@@ -90,8 +90,8 @@ impl Machine<Paused> {
     }
 }
 
-fn host_tags() -> HostTags {
-    let vendor = cpuid::host_vendor();
+fn host_tags(vcpu: &VcpuState) -> HostTags {
+    let vendor = cpuid::vendor(vcpu.cpuid());
     let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
     HostTags { arch: std::env::consts::ARCH.into(), cpu_vendor: vendor, kernel, kvm: host::kvm_flavour() }
 }

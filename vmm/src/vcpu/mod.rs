@@ -7,7 +7,7 @@ mod state;
 pub use run::{Hypercall, Stop};
 pub use state::{PreparedVcpu, VcpuState};
 
-use kvm_bindings::CpuId;
+use kvm_bindings::{CpuId, Msrs, kvm_fpu, kvm_msr_entry, kvm_regs, kvm_sregs};
 use kvm_ioctls::{Kvm, SyncReg, VcpuFd};
 
 use crate::vm::{self, Vm};
@@ -68,9 +68,18 @@ impl Vcpu {
         self.id
     }
 
-    /// Raw access for setting the registers with which a template boots.
-    pub fn fd(&self) -> &VcpuFd {
-        &self.fd
+    /// Sets the registers at which a template begins; `mode` changes the system registers from their reset values.
+    pub fn set_entry(&self, regs: &kvm_regs, mode: impl FnOnce(&mut kvm_sregs)) -> Result<(), Error> {
+        let mut sregs = self.fd.get_sregs().map_err(self.kvm("KVM_GET_SREGS"))?;
+        mode(&mut sregs);
+        self.fd.set_sregs(&sregs).map_err(self.kvm("KVM_SET_SREGS"))?;
+        self.fd.set_regs(regs).map_err(self.kvm("KVM_SET_REGS"))
+    }
+
+    /// Sets what a kernel expects of a processor that firmware has prepared.
+    pub fn set_boot_values(&self, fpu: &kvm_fpu, msrs: &[kvm_msr_entry]) -> Result<(), Error> {
+        self.fd.set_fpu(fpu).map_err(self.kvm("KVM_SET_FPU"))?;
+        self.set_msrs(&Msrs::from_entries(msrs).expect("a few entries"))
     }
 
     /// The descriptor, to make its thread kickable.

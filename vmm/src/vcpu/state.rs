@@ -4,12 +4,12 @@
 //! never from us (KVM developers in virt-pvm issue 2), with the memory-type registers added that it leaves out.
 
 use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state,
-    kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
+    CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
+    kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Error, Vcpu};
+use super::{Error, Vcpu, cpuid::CpuidEntries};
 use crate::{
     snapshot::blob,
     sys::{cpu, kvm::XsaveArea},
@@ -51,8 +51,7 @@ pub struct VcpuState {
     debug_regs: kvm_debugregs,
     #[serde(with = "blob")]
     lapic: kvm_lapic_state,
-    #[serde(with = "blob::list")]
-    cpuid: Vec<kvm_cpuid_entry2>,
+    cpuid: CpuidEntries,
     tsc_khz: u32,
     #[serde(with = "blob::list")]
     msrs: Vec<kvm_msr_entry>,
@@ -71,7 +70,7 @@ pub struct PreparedVcpu {
 
 impl VcpuState {
     /// The CPUID the guest sees.
-    pub fn cpuid(&self) -> &[kvm_cpuid_entry2] {
+    pub fn cpuid(&self) -> &CpuidEntries {
         &self.cpuid
     }
 
@@ -87,7 +86,7 @@ impl VcpuState {
             // QEMU's I/O permission check wants an available TSS; with KVM's busy one every user-mode `out` faults.
             self.sregs.tr.type_ = TSS_AVAILABLE;
         }
-        let cpuid = CpuId::from_entries(&self.cpuid).map_err(|_| bad("cpuid"))?;
+        let cpuid = self.cpuid.to_kvm().map_err(|_| bad("cpuid"))?;
         let xsave = XsaveArea::from_bytes(xsave_size, &self.xsave).ok_or_else(|| bad("xsave"))?;
         // The deadline sticks only when the timer mode in the LAPIC and the counter are already there; it and the
         // counter are set again at activation.
@@ -122,7 +121,7 @@ impl Vcpu {
         let msrs = self.save_msrs(msr_list)?;
         // Last: reading the LAPIC or an MSR may change pending events.
         let events = fd.get_vcpu_events().map_err(self.kvm("KVM_GET_VCPU_EVENTS"))?;
-        let cpuid = cpuid.as_slice().to_vec();
+        let cpuid = CpuidEntries::from(&cpuid);
         Ok(VcpuState { mp_state, regs, sregs, xsave, xcrs, debug_regs, lapic, cpuid, tsc_khz, msrs, events })
     }
 
@@ -190,7 +189,7 @@ impl Vcpu {
     }
 
     /// Writes MSRs; KVM stops at the first it rejects and says how many it took.
-    fn set_msrs(&self, msrs: &Msrs) -> Result<(), Error> {
+    pub(super) fn set_msrs(&self, msrs: &Msrs) -> Result<(), Error> {
         let entries = msrs.as_slice();
         let mut written = self.fd.set_msrs(msrs).map_err(self.kvm("KVM_SET_MSRS"))?;
         while written < entries.len() {

@@ -52,7 +52,9 @@ impl Source for Control {
                         let _ = self.saves.send(SaveRequest { mailbox: mailbox.clone(), directory });
                     }
                 }
-                Err(crate::channel::Error::Io(error)) if error.kind() == std::io::ErrorKind::WouldBlock => return,
+                Err(crate::channel::Error::Io(error)) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    return;
+                }
                 // The daemon is gone or of another build: nobody can use this fork any more.
                 Ok(None | Some((ToFork::Activate { .. }, _))) | Err(_) => std::process::exit(1),
             }

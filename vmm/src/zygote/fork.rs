@@ -42,7 +42,13 @@ enum Error {
 }
 
 /// Runs the fork in the new process and ends it.
-pub fn run(zygote: &Zygote, zygote_control: &mut Channel, control: Channel, lazy: bool, mut stamps: Stamps) -> ! {
+pub fn run(
+    zygote: &Zygote,
+    zygote_control: &mut Channel,
+    control: Channel,
+    lazy: bool,
+    mut stamps: Stamps,
+) -> ! {
     stamps.forked = clock::monotonic_ns();
     let control = Arc::new(control);
     let Err(error) = live(zygote, zygote_control, &control, lazy, stamps);
@@ -150,6 +156,7 @@ fn become_child_of_daemon(zygote: &Zygote, zygote_control: &mut Channel) -> Resu
 fn announce_faults(zygote: &Zygote, control: &Channel) -> Result<Uffd, Error> {
     let mapping = zygote.memory.mapping();
     let uffd = Uffd::for_missing(mapping)?;
-    control.send(&FromFork::Faults { base: mapping.address(), len: mapping.len() as u64 }, &[uffd.as_fd()])?;
+    control
+        .send(&FromFork::Faults { base: mapping.address(), len: mapping.len() as u64 }, &[uffd.as_fd()])?;
     Ok(uffd)
 }
