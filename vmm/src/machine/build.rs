@@ -38,8 +38,7 @@ impl Machine<Paused> {
         let supported = super::supported_cpuid(kvm)?;
         for id in 0..spec.vcpus {
             let cpuid = cpuid::guest(&supported, spec.cpu, id, spec.vcpus);
-            let cpuid = cpuid.to_kvm().map_err(|_| Error::BadState("more CPUID leaves than KVM takes"))?;
-            vcpus.push(Vcpu::new(&vm, id, &cpuid)?);
+            vcpus.push(Vcpu::new(&vm, id, cpuid)?);
         }
         let config = DeviceConfig { root_len: root.map(|root| root.len() as u64) };
         let devices = Devices::new(&config, memory.ram())?;

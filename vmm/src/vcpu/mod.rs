@@ -7,6 +7,9 @@ mod state;
 pub use run::{Hypercall, Stop};
 pub use state::{PreparedVcpu, VcpuState};
 
+use std::sync::Arc;
+
+use cpuid::CpuidEntries;
 use kvm_bindings::{CpuId, Msrs, kvm_fpu, kvm_msr_entry, kvm_regs, kvm_sregs};
 use kvm_ioctls::{Kvm, SyncReg, VcpuFd};
 
@@ -50,14 +53,20 @@ pub struct Vcpu {
     fd: VcpuFd,
     id: u8,
     xsave_size: usize,
+    cpuid: Arc<CpuidEntries>,
 }
 
 impl Vcpu {
-    /// Makes vCPU `id` of `vm` with its CPUID.
-    pub fn new(vm: &Vm, id: u8, cpuid: &CpuId) -> Result<Self, Error> {
-        let mut vcpu = Self { fd: vm.create_vcpu(id)?, id, xsave_size: vm.xsave_size() };
+    /// Makes vCPU `id` of `vm`, which sees `cpuid`.
+    pub fn new(vm: &Vm, id: u8, cpuid: CpuidEntries) -> Result<Self, Error> {
+        let entries = cpuid.to_kvm().map_err(|_| Error::BadState { vcpu: id, field: "cpuid" })?;
+        Self::with_cpuid(vm, id, Arc::new(cpuid), &entries)
+    }
+
+    fn with_cpuid(vm: &Vm, id: u8, cpuid: Arc<CpuidEntries>, entries: &CpuId) -> Result<Self, Error> {
+        let mut vcpu = Self { fd: vm.create_vcpu(id)?, id, xsave_size: vm.xsave_size(), cpuid };
         // Before everything else: MSRs and extended state are checked against it.
-        vcpu.fd.set_cpuid2(cpuid).map_err(vcpu.kvm("KVM_SET_CPUID2"))?;
+        vcpu.fd.set_cpuid2(entries).map_err(vcpu.kvm("KVM_SET_CPUID2"))?;
         // Hypercalls carry their arguments in registers; this spares an ioctl for each.
         vcpu.fd.set_sync_valid_reg(SyncReg::Register);
         Ok(vcpu)
