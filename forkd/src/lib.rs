@@ -1,2 +1,4 @@
 //! The Forkling daemon: API, registry, supervision, pager; and the command line that speaks its API.
 #![forbid(unsafe_code)]
+
+pub mod template;
