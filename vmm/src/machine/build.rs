@@ -4,11 +4,14 @@ use std::{fs::File, io::Read, sync::Arc};
 
 use kvm_ioctls::Kvm;
 
-use super::{Core, Error, Machine, Paused, restore::connect};
+use super::{Core, Error, EventLoopSeed, Machine, Paused, restore::connect};
 use crate::{
     boot::{self, long_mode},
     devices::{DeviceConfig, Devices},
-    memory::{guest::GuestMemory, layout::MIB},
+    memory::{
+        guest::GuestMemory,
+        layout::{MIB, Slot},
+    },
     protocol::{BuildSpec, Payload},
     sys::mapping::Mapping,
     vcpu::{Vcpu, cpuid},
@@ -30,6 +33,7 @@ impl Machine<Paused> {
         spec: &BuildSpec,
         files: &BootFiles,
         root: Option<&Mapping>,
+        event_loop: &EventLoopSeed,
     ) -> Result<Self, Error> {
         let bytes = u64::from(spec.memory_mib) * MIB;
         let memory = GuestMemory::fresh(bytes).map_err(|source| Error::Map { bytes, source })?;
@@ -40,28 +44,38 @@ impl Machine<Paused> {
             let cpuid = cpuid::guest(&supported, spec.cpu, id, spec.vcpus);
             vcpus.push(Vcpu::new(&vm, id, cpuid)?);
         }
-        let config = DeviceConfig { root_len: root.map(|root| root.len() as u64) };
-        let devices = Devices::new(&config, memory.ram())?;
+        let config = DeviceConfig { pmem: root.is_some() };
+        let backends = event_loop.backends(root.map(|root| root.len() as u64))?;
+        let devices = Devices::new(&config, backends, memory.ram().clone())?;
         connect(&vm, &devices)?;
         match spec.payload {
-            Payload::Linux => boot_linux(&vcpus[0], spec, files, &devices, &memory)?,
+            Payload::Linux => boot_linux(&vcpus[0], spec, files, &slots(&config), &memory)?,
             Payload::Null => boot_null(&vcpus[0], &files.kernel, &memory)?,
         }
         Ok(Self { core: Core { vm, memory, devices: Arc::new(devices) }, state: Paused { vcpus } })
     }
 }
 
+/// The slots in which the guest shall look for devices.
+fn slots(config: &DeviceConfig) -> Vec<Slot> {
+    let present = |slot: &Slot| match slot {
+        Slot::Vsock | Slot::Rng => true,
+        Slot::Pmem => config.pmem,
+        Slot::Net => false,
+    };
+    Slot::ALL.into_iter().filter(present).collect()
+}
+
 fn boot_linux(
     vcpu: &Vcpu,
     spec: &BuildSpec,
     files: &BootFiles,
-    devices: &Devices,
+    slots: &[Slot],
     memory: &GuestMemory,
 ) -> Result<(), Error> {
     let BootFiles { kernel, initramfs } = files;
-    let slots = devices.slots();
     let entry =
-        boot::load(kernel, initramfs, &spec.cmdline, spec.vcpus, &slots, memory.ram(), memory.bytes())?;
+        boot::load(kernel, initramfs, &spec.cmdline, spec.vcpus, slots, memory.ram(), memory.bytes())?;
     vcpu.set_entry(&entry.regs(), long_mode::apply)?;
     vcpu.set_boot_values(&long_mode::fpu(), &long_mode::msrs())?;
     Ok(())

@@ -12,7 +12,7 @@ mod save;
 use std::{io, sync::Arc};
 
 pub use build::BootFiles;
-pub use event_loop::{EventLoop, RunningLoop, Source};
+pub use event_loop::{ConsoleReader, EventLoop, EventLoopSeed, RunningLoop, Source};
 pub use forkpoint::Forkpoint;
 pub use restore::{PreparedMachine, Steps};
 pub use run::{Halt, Observer, Running};

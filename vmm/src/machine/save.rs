@@ -67,7 +67,7 @@ impl Machine<Paused> {
     ) -> Result<(), Error> {
         let state = self.save(forkpoint, msr_list)?;
         let writer = SnapshotWriter::from_fd(directory)?;
-        let root = if state.devices.has_root() { Some(writer.adopt_root()?) } else { None };
+        let root = if state.devices.pmem.is_some() { Some(writer.adopt_root()?) } else { None };
         let memory = self.memory();
         let read = |offset, buffer: &mut [u8]| memory.read_image(offset, buffer).map_err(io::Error::other);
         let compression = Compression { level: about.compression, threads: 0 };

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     channel::Channel,
     clock,
-    machine::{self, About, EventLoop, Forkpoint, Halt, Machine, Paused, RunningLoop, Steps},
+    machine::{self, About, EventLoopSeed, Forkpoint, Halt, Machine, Paused, RunningLoop, Steps},
     protocol::{FromFork, Stamps, StopReason, ToFork},
     sys::uffd::Uffd,
 };
@@ -80,11 +80,12 @@ fn live(
         vm: &mut || stamps.vm = clock::monotonic_ns(),
         vcpus: &mut || stamps.vcpus = clock::monotonic_ns(),
     };
-    let machine =
-        Machine::restore(&zygote.kvm, &zygote.machine, zygote.memory.clone(), zygote.root.as_ref(), steps)?;
+    let seed = EventLoopSeed::new()?;
+    let Zygote { kvm, machine: prepared, memory, root, .. } = zygote;
+    let machine = Machine::restore(kvm, prepared, memory.clone(), root.as_ref(), &seed, steps)?;
     let (send_saves, saves) = mpsc::channel();
     let source = Box::new(Control::new(control.clone(), send_saves));
-    let event_loop = EventLoop::new(machine.devices().clone(), source)?.start()?;
+    let event_loop = seed.serve(machine.devices().clone(), source).start()?;
     stamps.restored = clock::monotonic_ns();
     control.send(&FromFork::Parked(stamps), &[])?;
 
