@@ -29,7 +29,7 @@ impl Forkpoint {
         }
         let mut pages = Vec::with_capacity(mailbox::SIZE / PAGE as usize);
         for page in 0..size / PAGE {
-            match vcpu.translate(gva + page * PAGE)? {
+            match vcpu.translate(ram, gva + page * PAGE)? {
                 Some(gpa) => pages.push(gpa),
                 None => return Ok(None),
             }
@@ -74,7 +74,7 @@ pub fn read_text(vcpu: &Vcpu, ram: &GuestRam, gva: u64, len: u64) -> Result<Stri
     let mut at = gva;
     while at < end {
         let piece = (end - at).min(PAGE - at % PAGE);
-        let Some(gpa) = vcpu.translate(at)? else { break };
+        let Some(gpa) = vcpu.translate(ram, at)? else { break };
         let mut bytes = vec![0; piece as usize];
         if ram.read_slice(&mut bytes, GuestAddress(gpa)).is_err() {
             break;

@@ -166,7 +166,11 @@ impl Shared {
         match call.call {
             hypercall::FORKPOINT => match Forkpoint::locate(vcpu, &self.ram, call.first, call.second)? {
                 Some(forkpoint) => Ok(Halt::Forkpoint(forkpoint)),
-                None => Ok(Halt::Ended(StopReason::AgentFailed("its mailbox is not in memory".into()))),
+                None => {
+                    let Hypercall { first, second, .. } = call;
+                    let message = format!("its mailbox ({second} bytes at {first:#x}) is not in memory");
+                    Ok(Halt::Ended(StopReason::AgentFailed(message)))
+                }
             },
             hypercall::FAIL => {
                 let message = super::forkpoint::read_text(vcpu, &self.ram, call.first, call.second)?;

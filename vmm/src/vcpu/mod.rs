@@ -1,6 +1,7 @@
 //! One virtual CPU: its state, its CPUID, and one exit at a time.
 
 pub mod cpuid;
+mod paging;
 mod run;
 mod state;
 
@@ -13,7 +14,10 @@ use cpuid::CpuidEntries;
 use kvm_bindings::{CpuId, Msrs, kvm_fpu, kvm_msr_entry, kvm_regs, kvm_sregs};
 use kvm_ioctls::{Kvm, SyncReg, VcpuFd};
 
-use crate::vm::{self, Vm};
+use crate::{
+    memory::GuestRam,
+    vm::{self, Vm},
+};
 
 /// Why a vCPU could not be made, saved, restored or run.
 #[derive(Debug, thiserror::Error)]
@@ -97,9 +101,9 @@ impl Vcpu {
     }
 
     /// Guest-physical address that the vCPU's page tables give for `gva`, or `None` if it is not mapped.
-    pub fn translate(&self, gva: u64) -> Result<Option<u64>, Error> {
-        let translation = self.fd.translate_gva(gva).map_err(self.kvm("KVM_TRANSLATE"))?;
-        Ok((translation.valid != 0).then_some(translation.physical_address))
+    pub fn translate(&self, ram: &GuestRam, gva: u64) -> Result<Option<u64>, Error> {
+        let sregs = self.fd.get_sregs().map_err(self.kvm("KVM_GET_SREGS"))?;
+        Ok(paging::translate(ram, sregs.cr3, gva))
     }
 
     fn kvm(&self, call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error + use<> {
