@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use forkling_proto::rpc::Kind;
 use rustix::buffer::spare_capacity;
@@ -148,15 +148,22 @@ impl Server {
         let stream = match rustix::net::accept_with(&self.listener, flags) {
             Ok(stream) => stream,
             Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED | Errno::CONNRESET) => return Ok(()),
+            Err(Errno::NOMEM | Errno::NOBUFS | Errno::MFILE | Errno::NFILE) => {
+                // The workload may have used it all up; the connection waits, and this loop must not spin.
+                std::thread::sleep(Duration::from_millis(1));
+                return Ok(());
+            }
             Err(errno) => return Err(Error::System("accept a connection", errno.into())),
         };
         if self.connections.len() < MAX_CONNECTIONS {
             let id = self.new_id();
             let mut connection = Connection::new(stream);
             connection.interest = connection.wanted();
-            epoll::add(&self.epoll, connection.fd(), token(id, CONNECTION), connection.interest)
-                .map_err(|errno| Error::System("watch a connection", errno.into()))?;
-            self.connections.insert(id, connection);
+            // One that cannot be watched is closed; the host sees it and tries again.
+            let (data, interest) = (token(id, CONNECTION), connection.interest);
+            if epoll::add(&self.epoll, connection.fd(), data, interest).is_ok() {
+                self.connections.insert(id, connection);
+            }
         }
         Ok(())
     }
