@@ -22,7 +22,8 @@ impl Agent {
             .arg(&path)
             .spawn()
             .unwrap();
-        wait_until("the socket", || path.exists());
+        // The path is there a moment before somebody listens.
+        wait_until("the agent to listen", || UnixStream::connect(&path).is_ok());
         Self { process, directory }
     }
 
@@ -323,10 +324,11 @@ fn nothing_is_cut_off_after_a_quick_exit() {
     let agent = Agent::start();
     let mut host = agent.connect();
     // The writer ends at once, with its output still in the pipe and the host late.
-    let call = host.start(&shell("head -c 60000 /dev/zero; (sleep 1000 &) ; exit 0"));
+    let call = host.start(&shell("head -c 60000 /dev/zero; (sleep 1 &) ; exit 0"));
     std::thread::sleep(Duration::from_millis(400));
     let outcome = host.finish(call);
     assert_eq!((outcome.stdout.len(), outcome.exit), (60_000, Some(Exit::Status(0))));
+    wait_until("the orphan to be reaped", || agent.children().is_empty());
 }
 
 #[test]
