@@ -32,6 +32,8 @@ pub mod reset;
 pub mod serial;
 pub mod state;
 #[cfg(test)]
+mod testing;
+#[cfg(test)]
 mod tests;
 pub mod virtio;
 

@@ -5,7 +5,7 @@
 //! the driver, which closes all streams on a vCPU's.
 //!
 //! Packets for the guest go out in the order: resets, control packets, data, each kind in turn over the connections.
-//! All are bounded: control packets are flags of their connection, resets are at most [`MAX_RESETS`] (then the guest's
+//! All are bounded: control packets are flags of their connection, resets are at most 256 (then the guest's
 //! packets wait in its queue) plus one per connection, data stays in the host's socket until the guest has a buffer.
 //!
 //! The fast path of a new connection: REQUEST is put into the guest's queue and the interrupt raised before epoll
