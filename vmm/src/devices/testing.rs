@@ -171,7 +171,8 @@ impl Driver {
         let queue = &self.queues[index];
         host.write(self.slot, QUEUE_SEL, index as u32);
         host.write(self.slot, QUEUE_NUM, queue.size.into());
-        for (register, address) in [(DESC_LOW, queue.desc), (AVAIL_LOW, queue.avail), (USED_LOW, queue.used)] {
+        for (register, address) in [(DESC_LOW, queue.desc), (AVAIL_LOW, queue.avail), (USED_LOW, queue.used)]
+        {
             host.write(self.slot, register, address as u32);
             host.write(self.slot, register + 4, (address >> 32) as u32);
         }

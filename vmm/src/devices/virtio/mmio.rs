@@ -239,10 +239,10 @@ impl<D: VirtioDevice> MmioTransport<D> {
     /// the guest had not acknowledged, since it may have been lost on its way into the saved interrupt controller.
     /// A device at rest does not interrupt: the guest's first instructions stay its own.
     pub fn kick(&self) {
-        self.process();
         if self.irq.status.load(Ordering::SeqCst) != 0 {
             self.irq.signal();
         }
+        self.process();
     }
 
     /// Guest-physical address of QueueNotify, 4 bytes: where a kick is written.

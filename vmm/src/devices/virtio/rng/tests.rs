@@ -35,5 +35,5 @@ fn a_request_without_room_gets_nothing() {
     driver.queues[0].add(&host.ram, &[b"please"], &[]);
     driver.kick(&host, 0);
     host.pump();
-    assert_eq!(driver.queues[0].take(&host.ram).unwrap().1, []);
+    assert!(driver.queues[0].take(&host.ram).unwrap().1.is_empty());
 }
