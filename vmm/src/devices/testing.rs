@@ -11,11 +11,12 @@ use super::virtio::mmio::registers::{
     ACKNOWLEDGE, DRIVER, DRIVER_OK, EVENT_IDX, FEATURES_OK, QUEUE_NOTIFY, QUEUE_READY, STATUS, VERSION_1,
 };
 use super::virtio::pmem;
-use super::{Backends, DeviceConfig, DeviceStates, Devices, Error, HostPorts, serial};
+use super::virtio::vsock::HostPorts;
+use super::{Backends, DeviceConfig, DeviceStates, Devices, Error, serial};
 use crate::memory::GuestRam;
 use crate::memory::layout::{PMEM_ALIGN, Slot};
 
-pub const RAM_SIZE: u64 = 64 << 20;
+pub const RAM_SIZE: u64 = 32 << 20;
 pub const DESC_LOW: u64 = 0x80;
 pub const AVAIL_LOW: u64 = 0x90;
 pub const USED_LOW: u64 = 0xA0;
@@ -43,16 +44,16 @@ pub fn backends(poll: &Poll) -> Backends {
         registry: poll.registry().try_clone().unwrap(),
         console: serial::Backend::default(),
         pmem: Some(pmem::Backend { size: PMEM_ALIGN }),
-        ports: HostPorts::default(),
+        ports: None,
     }
 }
 
 impl Host {
     pub fn new() -> Self {
-        Self::with_ports(HostPorts::default())
+        Self::with_ports(None)
     }
 
-    pub fn with_ports(ports: HostPorts) -> Self {
+    pub fn with_ports(ports: Option<Box<dyn HostPorts>>) -> Self {
         let (poll, ram) = (Poll::new().unwrap(), ram());
         let backends = Backends { ports, ..backends(&poll) };
         let devices = Devices::new(&DeviceConfig { pmem: true }, backends, ram.clone()).unwrap();
@@ -116,6 +117,7 @@ pub struct DriverQueue {
     free: Vec<u16>,
     chains: HashMap<u16, Vec<(u16, u32, bool)>>,
     added: u16,
+    kicked: u16,
     seen: u16,
 }
 
@@ -161,6 +163,7 @@ impl Driver {
                 free: (0..size).rev().collect(),
                 chains: HashMap::new(),
                 added: 0,
+                kicked: 0,
                 seen: 0,
             }
         };
@@ -179,7 +182,19 @@ impl Driver {
         host.write(self.slot, QUEUE_READY, 1);
     }
 
-    pub fn kick(&self, host: &Host, index: usize) {
+    /// Kicks if the device asked for it (virtio 1.2, 2.7.10.1), so that a kick it forgot to ask for is missed.
+    pub fn kick(&mut self, host: &Host, index: usize) {
+        let queue = &mut self.queues[index];
+        let avail_event = queue.used + 4 + u64::from(queue.size) * 8;
+        let asked: u16 = host.ram.read_obj(GuestAddress(avail_event)).unwrap();
+        let since = queue.added.wrapping_sub(std::mem::replace(&mut queue.kicked, queue.added));
+        if queue.added.wrapping_sub(asked).wrapping_sub(1) < since {
+            self.force_kick(host, index);
+        }
+    }
+
+    /// Kicks whether the device asked for it or not.
+    pub fn force_kick(&self, host: &Host, index: usize) {
         host.write(self.slot, QUEUE_NOTIFY, index as u32);
     }
 }

@@ -21,8 +21,10 @@ fn used_host() -> Host {
     host
 }
 
+type Damage<T> = fn(&mut T);
+
 /// Every way to damage a running device's transport so that restore can tell.
-fn transport_damages<S>() -> Vec<(&'static str, fn(&mut MmioState<S>))> {
+fn transport_damages<S>() -> Vec<(&'static str, Damage<MmioState<S>>)> {
     vec![
         ("status out of order", |s| s.status = 5),
         ("unknown status bit", |s| s.status |= 16),
@@ -53,7 +55,7 @@ macro_rules! conformance {
     ($device:ident, virtio $(, $damage:expr)*) => {
         conformance!(@tests $device, |states: &mut DeviceStates, index: usize| {
             let damages = transport_damages();
-            let own: Vec<(&str, fn(&mut DeviceStates))> = vec![$($damage),*];
+            let own: Vec<(&str, Damage<DeviceStates>)> = vec![$($damage),*];
             if let Some((name, damage)) = damages.get(index) {
                 damage(conformance!(@transport $device, states));
                 return Some(*name);
@@ -65,7 +67,7 @@ macro_rules! conformance {
     };
     ($device:ident, plain $(, $damage:expr)*) => {
         conformance!(@tests $device, |states: &mut DeviceStates, index: usize| {
-            let own: Vec<(&str, fn(&mut DeviceStates))> = vec![$($damage),*];
+            let own: Vec<(&str, Damage<DeviceStates>)> = vec![$($damage),*];
             let (name, damage) = own.get(index)?;
             damage(states);
             Some(*name)

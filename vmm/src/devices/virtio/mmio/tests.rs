@@ -290,14 +290,15 @@ fn broken_by(break_it: impl FnOnce(&Host, &mut Driver)) -> (Host, Driver) {
     let mut host = Host::new();
     let mut driver = Driver::start(&host, RNG, &[16]);
     break_it(&host, &mut driver);
-    driver.kick(&host, 0);
+    driver.force_kick(&host, 0);
     host.pump();
     (host, driver)
 }
 
 #[test]
 fn broken_chains_stop_the_device_and_a_reset_heals_it() {
-    let chains: [(&str, &[(u64, u32, u16, u16)]); 9] = [
+    type Descriptors = &'static [(u64, u32, u16, u16)];
+    let chains: [(&str, Descriptors); 9] = [
         ("loop to itself", &[(0x1000, 8, WRITE | NEXT, 0)]),
         ("loop of two", &[(0x1000, 8, WRITE | NEXT, 1), (0x1000, 8, WRITE | NEXT, 0)]),
         ("next beyond the table", &[(0x1000, 8, WRITE | NEXT, 16)]),

@@ -17,6 +17,7 @@
 //! moment, new ones included.
 
 use std::collections::VecDeque;
+use std::fmt::Debug;
 use std::os::fd::OwnedFd;
 
 use mio::{Registry, Token};
@@ -56,12 +57,13 @@ const MAX_RESETS: usize = 256;
 const SCRATCH: usize = 64 * 1024;
 
 /// Who answers a guest that connects to the host.
-pub trait HostPorts: Send {
+pub trait HostPorts: Debug + Send {
     /// A connected stream socket for host port `port`, or `None` to refuse.
     fn open(&mut self, port: u32) -> Option<OwnedFd>;
 }
 
 /// Host side of the device.
+#[derive(Debug)]
 pub struct Backend {
     /// The event loop's epoll.
     pub registry: Registry,
@@ -69,12 +71,6 @@ pub struct Backend {
     pub first_token: usize,
     /// Host ports the guest may connect to; without, it is refused.
     pub ports: Option<Box<dyn HostPorts>>,
-}
-
-impl std::fmt::Debug for Backend {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Backend").field("ports", &self.ports.is_some()).finish_non_exhaustive()
-    }
 }
 
 /// Why the host cannot connect to the guest. The stream is closed.
@@ -133,6 +129,11 @@ impl Vsock {
         let VsockState { last_port, had_connections } = *state;
         let gate = if had_connections { Gate::Announce } else { Gate::Open };
         Ok(Self { last_port, gate, ..Self::new(backend) })
+    }
+
+    /// The event loop's epoll.
+    pub fn registry(&self) -> &Registry {
+        &self.backend.registry
     }
 
     /// Asks the guest's `port` for a connection with `stream`. Returns its slot, to be watched next.
@@ -269,13 +270,12 @@ impl Vsock {
         chain: &Chain,
         slot: usize,
     ) -> Result<Option<usize>, Violation> {
-        self.scratch.resize(SCRATCH, 0);
         let Some(connection) = self.table.get(slot) else { return Ok(None) };
-        let most = connection.credit().min(chain.writable_len() - HEADER_SIZE).min(SCRATCH);
         if !connection.may_have_data() {
             return Ok(None);
         }
-        let received = connection.receive(&mut self.scratch[..most]);
+        let most = connection.credit().min(chain.writable_len() - HEADER_SIZE).min(SCRATCH);
+        let received = connection.receive(at_least(&mut self.scratch, most));
         let packet = match received {
             Ok(Received::Data(len)) => {
                 let header = connection.data_header(len);
@@ -352,9 +352,8 @@ impl Vsock {
                 if len > connection.room() || len > chain.readable_len() - HEADER_SIZE {
                     return Err(Gone);
                 }
-                self.scratch.resize(SCRATCH, 0);
                 for start in (0..len).step_by(SCRATCH) {
-                    let piece = &mut self.scratch[..SCRATCH.min(len - start)];
+                    let piece = at_least(&mut self.scratch, SCRATCH.min(len - start));
                     chain.read(ram, HEADER_SIZE + start, piece).map_err(|_| Gone)?;
                     connection.forward(piece)?;
                 }
@@ -371,6 +370,14 @@ impl Vsock {
         }
         Ok(())
     }
+}
+
+/// The first `len` bytes of `scratch`, which grows with need: a fork that moves little touches little memory.
+fn at_least(scratch: &mut Vec<u8>, len: usize) -> &mut [u8] {
+    if scratch.len() < len {
+        scratch.resize(len, 0);
+    }
+    &mut scratch[..len]
 }
 
 /// Writes a header alone.
