@@ -12,6 +12,7 @@
 //! - Nothing a fork sends is trusted: addresses are checked against the registered range.
 
 mod backing;
+mod images;
 mod worker;
 
 use std::collections::HashSet;
@@ -27,6 +28,7 @@ use forkling_vmm::snapshot;
 use forkling_vmm::sys::uffd::Uffd;
 
 pub use backing::{Backing, Residency};
+pub use images::{Error as ImagesError, Images, News, Opened};
 
 /// Number of a fork, chosen by the caller, never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -74,6 +76,14 @@ pub enum Error {
     /// A fault outside of the registered range.
     #[error("the fork reported a fault at {address:#x}, outside of its memory")]
     Address {
+        /// Where.
+        address: u64,
+    },
+    /// Faults on memory that is there do not end.
+    #[error(
+        "the fork keeps asking for memory at {address:#x} that it has; it does not map its template's image"
+    )]
+    Repeated {
         /// Where.
         address: u64,
     },

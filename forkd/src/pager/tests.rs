@@ -15,7 +15,7 @@ use forkling_vmm::snapshot::{
 use forkling_vmm::sys::uffd::Uffd;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{Backing, Error, Event, ForkId, Pager};
+use super::{Backing, Error, Event, ForkId, Images, ImagesError, News, Pager};
 
 const MEMORY: u64 = 64 << 20;
 const CHUNKS: u64 = MEMORY / CHUNK as u64;
@@ -324,6 +324,20 @@ fn a_fork_that_lies_about_its_mapping_is_refused_or_fails() {
     blocked.join().unwrap();
 }
 
+/// The pager would fill one image while the fork waits for another.
+#[test]
+fn a_fork_of_another_image_fails_instead_of_spinning() {
+    let (bench, other) = (Bench::new(), Bench::new());
+    let memory = other.view();
+    let uffd = Uffd::for_missing(memory.mapping()).unwrap().into_fd();
+    bench.pager.add_fork(ForkId(1), &bench.backing, uffd, memory.mapping().address(), MEMORY).unwrap();
+    let blocked = thread::spawn(move || read(&memory, 0, 1));
+    let event = bench.events.recv_timeout(PATIENCE).unwrap();
+    assert!(matches!(event, Event::Failed { fork: ForkId(1), .. }), "{event:?}");
+    bench.pager.remove_fork(ForkId(1));
+    blocked.join().unwrap();
+}
+
 #[test]
 fn dropping_the_pager_abandons_loads() {
     let Bench { pager, backing, .. } = Bench::new();
@@ -337,4 +351,66 @@ fn dropping_the_pager_abandons_loads() {
         // Done or given up, but never forgotten.
         let _ = done.recv_timeout(PATIENCE).unwrap();
     }
+}
+
+#[test]
+fn images_are_shared_by_name_and_served_by_id() {
+    let dir = tempfile::tempdir().unwrap();
+    write_snapshot(dir.path());
+    let images = Images::start(true, |_| ()).unwrap();
+    assert!(images.is_lazy());
+    assert_eq!(images.resident_bytes("t"), None);
+    let opened = images.open("t", dir.path()).unwrap();
+    assert!(opened.lazy);
+    assert_eq!(images.resident_bytes("t"), Some(0));
+
+    let memory = GuestMemory::copy_on_write(&opened.reader, MEMORY).unwrap();
+    let uffd = || Uffd::for_missing(memory.mapping()).unwrap();
+    let base = memory.mapping().address();
+    images.add_fork("f", "t", uffd().into_fd(), base, MEMORY).unwrap();
+    (0..10).for_each(|chunk| assert_chunk(&memory, chunk));
+    // The next template of this name has another image; this fork keeps its own.
+    images.forget("t");
+    (10..20).for_each(|chunk| assert_chunk(&memory, chunk));
+    images.remove_fork("f");
+    images.remove_fork("f");
+
+    let another = images.open("t", dir.path()).unwrap();
+    assert!(another.lazy);
+    images.load_all("t").unwrap();
+    assert!(!images.open("t", dir.path()).unwrap().lazy);
+    let complete = GuestMemory::copy_on_write(&another.reader, MEMORY).unwrap();
+    (0..CHUNKS).for_each(|chunk| assert_chunk(&complete, chunk));
+    let refused = images.add_fork("g", "none", uffd().into_fd(), base, MEMORY);
+    assert!(matches!(refused, Err(ImagesError::Unknown(_))));
+}
+
+#[test]
+fn eager_images_are_complete_when_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    write_snapshot(dir.path());
+    let images = Images::start(false, |_| ()).unwrap();
+    let opened = images.open("t", dir.path()).unwrap();
+    assert!(!opened.lazy);
+    let memory = GuestMemory::copy_on_write(&opened.reader, MEMORY).unwrap();
+    (0..CHUNKS).for_each(|chunk| assert_chunk(&memory, chunk));
+    images.load_all("t").unwrap();
+}
+
+#[test]
+fn news_name_the_fork() {
+    let bench = Bench::new();
+    fs::remove_file(bench.chunk_file(0)).unwrap();
+    let (sender, news) = mpsc::channel();
+    let images = Images::start(true, move |item| sender.send(item).unwrap()).unwrap();
+    let opened = images.open("t", bench.dir.path()).unwrap();
+    let memory = GuestMemory::copy_on_write(&opened.reader, MEMORY).unwrap();
+    let uffd = Uffd::for_missing(memory.mapping()).unwrap().into_fd();
+    images.add_fork("fork-1", "t", uffd, memory.mapping().address(), MEMORY).unwrap();
+    let blocked = thread::spawn(move || read(&memory, 0, 1));
+    let item = news.recv_timeout(PATIENCE).unwrap();
+    assert!(matches!(&item, News::Failed { fork, .. } if fork == "fork-1"), "{item:?}");
+    assert!(matches!(images.load_all("t"), Err(ImagesError::Load(_))));
+    images.remove_fork("fork-1");
+    blocked.join().unwrap();
 }

@@ -21,6 +21,13 @@ pub(super) const WAKER: Token = Token(usize::MAX);
 /// Faults answered for one fork before the next has its turn.
 const TURN: usize = 64;
 
+/// Times a thread may come back for one page that is in memory. More than a few mean that its mapping is of another
+/// image, and it would come back for ever.
+const MOST_REPEATS: u32 = 1000;
+
+/// Pages watched for repeats; more are begun anew.
+const WATCHED: usize = 256;
+
 /// Events taken from the kernel at a time.
 const EVENTS: usize = 256;
 
@@ -30,6 +37,8 @@ pub(super) struct Served {
     backing: Arc<Backing>,
     uffd: Uffd,
     base: u64,
+    /// How often threads came for pages that were in memory.
+    repeats: HashMap<u64, u32>,
     /// Given up: left waiting until it is removed.
     failed: bool,
     /// In [`Worker::turns`].
@@ -38,7 +47,7 @@ pub(super) struct Served {
 
 impl Served {
     pub(super) fn new(id: ForkId, backing: Arc<Backing>, uffd: Uffd, base: u64) -> Self {
-        Self { id, backing, uffd, base, failed: false, queued: false }
+        Self { id, backing, uffd, base, repeats: HashMap::new(), failed: false, queued: false }
     }
 
     /// The chunk a fault is in.
@@ -46,6 +55,16 @@ impl Served {
         let address = fault.address;
         let offset = address.checked_sub(self.base).filter(|&offset| offset < self.backing.image().len());
         offset.map(|offset| offset / CHUNK as u64).ok_or(Error::Address { address })
+    }
+
+    /// Notes a fault on memory that is there: its chunk came while the thread was on its way, or it never helps.
+    fn note_late(&mut self, fault: &Fault) -> Result<(), Error> {
+        if self.repeats.len() >= WATCHED {
+            self.repeats.clear();
+        }
+        let repeats = self.repeats.entry(fault.address).or_default();
+        *repeats += 1;
+        if *repeats > MOST_REPEATS { Err(Error::Repeated { address: fault.address }) } else { Ok(()) }
     }
 
     /// Lets all threads of the fork go on that wait for the chunk.
@@ -228,7 +247,7 @@ impl Worker {
 }
 
 /// Answers the faults a fork has, at most [`TURN`]; returns their number.
-fn answer(fork: &Served, scratch: &mut Scratch, counters: &Counters) -> Result<usize, Error> {
+fn answer(fork: &mut Served, scratch: &mut Scratch, counters: &Counters) -> Result<usize, Error> {
     scratch.faults.clear();
     fork.uffd.read_faults(&mut scratch.buffer, &mut scratch.faults).map_err(Error::Faults)?;
     for fault in &scratch.faults {
@@ -237,6 +256,7 @@ fn answer(fork: &Served, scratch: &mut Scratch, counters: &Counters) -> Result<u
         counters.faults.fetch_add(1, Ordering::Relaxed);
         if !fetched {
             counters.late_faults.fetch_add(1, Ordering::Relaxed);
+            fork.note_late(fault)?;
         }
         fork.wake(chunk)?;
     }
