@@ -10,6 +10,9 @@
 //! Arrows: `sys` <- `memory` <- {`vm`, `vcpu`, `devices`, `boot`} <- `snapshot` <- `machine` <- `zygote`.
 
 pub mod boot;
+pub mod builder;
+pub mod channel;
+pub mod clock;
 pub mod devices;
 pub mod host;
 pub mod machine;

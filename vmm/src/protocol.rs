@@ -144,6 +144,7 @@ pub struct BuildSpec {
 
 /// What a template boots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Payload {
     /// A Linux kernel (ELF or bzImage).
     Linux,

@@ -1,1 +1,9 @@
 //! The only unsafe code of the crate: thin safe wrappers over kernel interfaces.
+//!
+//! Each wrapper upholds its own invariant; where it needs the caller's help, the type system carries it.
+
+pub mod cpu;
+pub mod kick;
+pub mod kvm;
+pub mod mapping;
+pub mod process;

@@ -1,1 +1,96 @@
-//! One virtual CPU.
+//! One virtual CPU: its state, its CPUID, and one exit at a time.
+
+pub mod cpuid;
+mod run;
+mod state;
+
+pub use run::{Hypercall, Stop};
+pub use state::{PreparedVcpu, VcpuState};
+
+use kvm_bindings::CpuId;
+use kvm_ioctls::{Kvm, SyncReg, VcpuFd};
+
+use crate::vm::{self, Vm};
+
+/// Why a vCPU could not be made, saved, restored or run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A KVM call failed.
+    #[error("KVM refused {call} on vCPU {vcpu}")]
+    Kvm {
+        /// Name of the ioctl.
+        call: &'static str,
+        /// Index of the vCPU.
+        vcpu: u8,
+        /// The kernel's answer.
+        #[source]
+        source: kvm_ioctls::Error,
+    },
+    /// The VM refused.
+    #[error(transparent)]
+    Vm(#[from] vm::Error),
+    /// KVM rejected a model-specific register of the snapshot.
+    #[error("KVM rejected MSR {msr:#x} of the snapshot; fork it on a host like the one it was made on")]
+    MsrRejected {
+        /// Index of the register.
+        msr: u32,
+    },
+    /// A saved field cannot be right.
+    #[error("saved vCPU {vcpu} has a malformed {field}; rebuild the template")]
+    BadState {
+        /// Index of the vCPU.
+        vcpu: u8,
+        /// Which field.
+        field: &'static str,
+    },
+}
+
+/// A vCPU that is not running.
+pub struct Vcpu {
+    fd: VcpuFd,
+    id: u8,
+    xsave_size: usize,
+}
+
+impl Vcpu {
+    /// Makes vCPU `id` of `vm` with its CPUID.
+    pub fn new(vm: &Vm, id: u8, cpuid: &CpuId) -> Result<Self, Error> {
+        let mut vcpu = Self { fd: vm.create_vcpu(id)?, id, xsave_size: vm.xsave_size() };
+        // Before everything else: MSRs and extended state are checked against it.
+        vcpu.fd.set_cpuid2(cpuid).map_err(vcpu.kvm("KVM_SET_CPUID2"))?;
+        // Hypercalls carry their arguments in registers; this spares an ioctl for each.
+        vcpu.fd.set_sync_valid_reg(SyncReg::Register);
+        Ok(vcpu)
+    }
+
+    /// Index of the vCPU.
+    pub fn id(&self) -> u8 {
+        self.id
+    }
+
+    /// Raw access for setting the registers with which a template boots.
+    pub fn fd(&self) -> &VcpuFd {
+        &self.fd
+    }
+
+    /// The descriptor, to make its thread kickable.
+    pub(crate) fn fd_mut(&mut self) -> &mut VcpuFd {
+        &mut self.fd
+    }
+
+    /// Guest-physical address that the vCPU's page tables give for `gva`, or `None` if it is not mapped.
+    pub fn translate(&self, gva: u64) -> Result<Option<u64>, Error> {
+        let translation = self.fd.translate_gva(gva).map_err(self.kvm("KVM_TRANSLATE"))?;
+        Ok((translation.valid != 0).then_some(translation.physical_address))
+    }
+
+    fn kvm(&self, call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error + use<> {
+        let vcpu = self.id;
+        move |source| Error::Kvm { call, vcpu, source }
+    }
+}
+
+/// Indices of the MSRs that KVM of this host saves and restores.
+pub fn msr_list(kvm: &Kvm) -> Result<Vec<u32>, kvm_ioctls::Error> {
+    Ok(kvm.get_msr_index_list()?.as_slice().to_vec())
+}

@@ -1,1 +1,136 @@
-//! The zygote process and the forks it makes.
+//! The zygote process: holds one template's image and decoded state, and makes forks of it.
+//!
+//! It has one thread, so that a fork of it is a plain copy. All that a fork can inherit is prepared here once: the
+//! open KVM device, the mapped image and root, the validated state in KVM's own structures.
+
+mod control;
+mod fork;
+
+use std::{
+    fs::File,
+    os::fd::{AsFd, OwnedFd},
+};
+
+use kvm_ioctls::Kvm;
+
+use crate::{
+    channel::{self, Channel},
+    clock,
+    machine::{self, PreparedMachine},
+    memory::guest::GuestMemory,
+    protocol::{Failure, FailureKind, FromZygote, Stamps, ToZygote},
+    snapshot::Snapshot,
+    sys::{
+        mapping::Mapping,
+        process::{self, Forked, SingleThreaded},
+    },
+    vcpu,
+};
+
+/// What a fork inherits from its zygote.
+pub struct Zygote {
+    kvm: Kvm,
+    machine: PreparedMachine,
+    memory: GuestMemory,
+    root: Option<Mapping>,
+    snapshot: Snapshot,
+    msr_list: Vec<u32>,
+    daemon: Option<rustix::process::Pid>,
+    single: SingleThreaded,
+}
+
+/// Why a zygote ends.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The control socket failed.
+    #[error(transparent)]
+    Channel(#[from] channel::Error),
+    /// A message came without its descriptors, or out of order.
+    #[error("{0} came without what it needs; both sides must be of one build")]
+    BadMessage(&'static str),
+    /// The process cannot be set up.
+    #[error("cannot set up the process")]
+    Process(#[source] std::io::Error),
+}
+
+/// Serves `control` until the daemon is gone.
+///
+/// # Errors
+/// [`Error`] when the daemon breaks the protocol. A snapshot that cannot be forked is reported as
+/// [`FromZygote::LoadFailed`].
+pub fn serve(mut control: Channel) -> Result<(), Error> {
+    let single = SingleThreaded::check().map_err(Error::Process)?;
+    // Before anything else: a daemon that is killed now takes this process with it.
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+        .map_err(|error| Error::Process(error.into()))?;
+    let Some((ToZygote::Load { root, lazy }, fds)) = control.receive()? else {
+        return Err(Error::BadMessage("the first message"));
+    };
+    let _ = lazy;
+    let zygote = match Zygote::load(fds, root, single) {
+        Ok(zygote) => zygote,
+        Err(failure) => return Ok(control.send(&FromZygote::LoadFailed(failure), &[])?),
+    };
+    control.send(&FromZygote::Loaded, &[])?;
+    while let Some((message, fds)) = control.receive()? {
+        let ToZygote::Spawn { token, lazy } = message else { return Err(Error::BadMessage("a second load")) };
+        let Ok([socket]) = <[OwnedFd; 1]>::try_from(fds) else { return Err(Error::BadMessage("a spawn")) };
+        zygote.spawn(&mut control, token, lazy, Channel::new(socket))?;
+    }
+    Ok(())
+}
+
+impl Zygote {
+    /// Decodes and validates a snapshot and maps its image. `fds` are those of [`ToZygote::Load`].
+    fn load(fds: Vec<OwnedFd>, root: bool, single: SingleThreaded) -> Result<Self, Failure> {
+        let mut fds = fds.into_iter();
+        let (Some(directory), Some(image)) = (fds.next(), fds.next()) else {
+            return Err(request("load came without its descriptors; both sides must be of one build"));
+        };
+        let kvm = Kvm::new().map_err(|error| machine::Error::NoKvm(error).failure())?;
+        let fail = |error: &machine::Error| error.failure();
+        let snapshot = Snapshot::from_fd(directory).map_err(|error| fail(&error.into()))?;
+        let bytes = snapshot.manifest().memory_bytes;
+        let memory = GuestMemory::copy_on_write(&image, bytes)
+            .map_err(|source| fail(&machine::Error::Map { bytes, source }))?;
+        let root = match (root, fds.next()) {
+            (false, _) => None,
+            (true, None) => return Err(request("load came without its root image")),
+            (true, Some(root)) => Some(map_root(root).map_err(|error| fail(&error))?),
+        };
+        let state = snapshot.state().map_err(|error| fail(&error.into()))?;
+        let machine = PreparedMachine::new(state, &kvm, &memory).map_err(|error| fail(&error))?;
+        let msr_list = vcpu::msr_list(&kvm)
+            .map_err(|source| fail(&machine::Error::Kvm { call: "KVM_GET_MSR_INDEX_LIST", source }))?;
+        let daemon = rustix::process::getppid();
+        Ok(Self { kvm, machine, memory, root, snapshot, msr_list, daemon, single })
+    }
+
+    /// Makes the process of one fork.
+    fn spawn(&self, control: &mut Channel, token: u64, lazy: bool, socket: Channel) -> Result<(), Error> {
+        let stamps = Stamps { requested: clock::monotonic_ns(), ..Stamps::default() };
+        let answer = match process::fork_as_sibling(&self.single) {
+            Ok(Forked::Child) => fork::run(self, control, socket, lazy, stamps),
+            Ok(Forked::Parent(pid)) => FromZygote::Spawned { token, pid },
+            Err(error) => {
+                let message = format!("cannot make a process for the fork; raise the process limit: {error}");
+                FromZygote::SpawnFailed { token, failure: Failure { kind: FailureKind::Host, message } }
+            }
+        };
+        Ok(control.send(&answer, &[])?)
+    }
+}
+
+/// Maps a root image read-only; its length must suit the guest's memory sections.
+pub(crate) fn map_root(root: impl AsFd + Into<OwnedFd>) -> Result<Mapping, machine::Error> {
+    let file = File::from(root.into());
+    let len = file.metadata().map(|metadata| metadata.len()).unwrap_or(0);
+    if len == 0 || !len.is_multiple_of(crate::memory::layout::PMEM_ALIGN) {
+        return Err(machine::Error::BadState("a root image whose length is not a multiple of 2 MiB"));
+    }
+    Mapping::read_only(&file, len as usize).map_err(|source| machine::Error::Map { bytes: len, source })
+}
+
+fn request(message: &str) -> Failure {
+    Failure { kind: FailureKind::Request, message: message.into() }
+}

@@ -1,0 +1,107 @@
+//! The event loop: the one thread that moves data between devices and host.
+//!
+//! It runs beside the vCPUs and can be stopped and started again; while it is stopped no device changes.
+
+use std::{
+    io,
+    os::fd::{AsRawFd, BorrowedFd, RawFd},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+};
+
+use mio::{Events, Interest, Poll, Registry, Token, Waker, unix::SourceFd};
+
+use super::Error;
+use crate::devices::Devices;
+
+/// Devices have the tokens below [`Devices::FIRST_FREE_TOKEN`].
+const WAKER: Token = Token(Devices::FIRST_FREE_TOKEN);
+const SOURCE: Token = Token(Devices::FIRST_FREE_TOKEN + 1);
+
+/// Another descriptor the loop serves, besides the devices'.
+pub trait Source: Send {
+    /// The descriptor, watched for input.
+    fn descriptor(&self) -> BorrowedFd<'_>;
+    /// Input is there, or the other side is gone. Takes all of it.
+    fn ready(&mut self, devices: &Devices);
+    /// Called after each round of device work, for instance to pass on console output.
+    fn after_round(&mut self, devices: &Devices);
+}
+
+/// An event loop that is not running.
+pub struct EventLoop {
+    poll: Poll,
+    waker: Arc<Waker>,
+    devices: Arc<Devices>,
+    source: Box<dyn Source>,
+}
+
+/// An event loop that runs on its own thread.
+pub struct RunningLoop {
+    waker: Arc<Waker>,
+    registry: Registry,
+    source: RawFd,
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<EventLoop>,
+}
+
+impl EventLoop {
+    /// Registers all devices. The source is served from [`RunningLoop::watch_source`] on.
+    pub fn new(devices: Arc<Devices>, source: Box<dyn Source>) -> Result<Self, Error> {
+        let poll = Poll::new().map_err(Error::EventLoop)?;
+        let waker = Arc::new(Waker::new(poll.registry(), WAKER).map_err(Error::EventLoop)?);
+        devices.register(poll.registry()).map_err(Error::EventLoop)?;
+        Ok(Self { poll, waker, devices, source })
+    }
+
+    /// Runs on a new thread.
+    pub fn start(mut self) -> Result<RunningLoop, Error> {
+        let waker = self.waker.clone();
+        let registry = self.poll.registry().try_clone().map_err(Error::EventLoop)?;
+        let source = self.source.descriptor().as_raw_fd();
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let body = move || {
+            let mut events = Events::with_capacity(64);
+            while !stopped.load(Ordering::SeqCst) {
+                self.round(&mut events);
+            }
+            self
+        };
+        let thread = std::thread::Builder::new().name("devices".into()).spawn(body).map_err(Error::Thread)?;
+        Ok(RunningLoop { waker, registry, source, stop, thread })
+    }
+
+    fn round(&mut self, events: &mut Events) {
+        match self.poll.poll(events, None) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return,
+            result => result.expect("epoll_wait fails only on programmer errors"),
+        }
+        for event in events.iter() {
+            match event.token() {
+                WAKER => {}
+                SOURCE => self.source.ready(&self.devices),
+                _ => self.devices.on_event(event, self.poll.registry()),
+            }
+        }
+        self.source.after_round(&self.devices);
+    }
+}
+
+impl RunningLoop {
+    /// Begins to serve the source; what is waiting there is reported at once. Done from another thread without waking
+    /// the loop for it, because a fork does it on the way into the guest.
+    pub fn watch_source(&self) -> Result<(), Error> {
+        self.registry.register(&mut SourceFd(&self.source), SOURCE, Interest::READABLE).map_err(Error::EventLoop)
+    }
+
+    /// Stops the loop; all that was in progress is done.
+    pub fn stop(self) -> EventLoop {
+        self.stop.store(true, Ordering::SeqCst);
+        self.waker.wake().expect("an eventfd takes a wake-up");
+        self.thread.join().expect("the event loop does not panic")
+    }
+}

@@ -1,0 +1,83 @@
+//! Where a guest stands when it may be forked, and what the host reads and writes there.
+
+use forkling_proto::{hypercall, mailbox};
+use serde::{Deserialize, Serialize};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemory};
+
+use super::Error;
+use crate::{
+    memory::{GuestRam, layout::PAGE},
+    snapshot,
+    vcpu::Vcpu,
+};
+
+/// A guest at a forkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Forkpoint {
+    /// The vCPU that made the hypercall.
+    pub vcpu: u8,
+    /// Guest-physical addresses of the mailbox's pages, in order.
+    mailbox: Vec<u64>,
+}
+
+impl Forkpoint {
+    /// Translates the mailbox the guest names; `None` if it is not page aligned, of the wrong size or not in RAM.
+    pub fn locate(vcpu: &Vcpu, ram: &GuestRam, gva: u64, size: u64) -> Result<Option<Self>, Error> {
+        if !gva.is_multiple_of(PAGE) || size != mailbox::SIZE as u64 || gva.checked_add(size).is_none() {
+            return Ok(None);
+        }
+        let mut pages = Vec::with_capacity(mailbox::SIZE / PAGE as usize);
+        for page in 0..size / PAGE {
+            match vcpu.translate(gva + page * PAGE)? {
+                Some(gpa) => pages.push(gpa),
+                None => return Ok(None),
+            }
+        }
+        let forkpoint = Self { vcpu: vcpu.id(), mailbox: pages };
+        Ok(forkpoint.fits(ram).then_some(forkpoint))
+    }
+
+    /// Whether a forkpoint read from a snapshot is possible with this memory.
+    pub fn fits(&self, ram: &GuestRam) -> bool {
+        self.mailbox.len() == mailbox::SIZE / PAGE as usize
+            && self.mailbox.iter().all(|&gpa| gpa.is_multiple_of(PAGE) && ram.check_range(GuestAddress(gpa), PAGE as usize))
+    }
+
+    /// What the manifest says of it.
+    pub fn summary(&self) -> snapshot::Forkpoint {
+        snapshot::Forkpoint { mailbox_pages: self.mailbox.clone(), mailbox_bytes: mailbox::SIZE as u64 }
+    }
+
+    /// Writes an encoded mailbox ([`mailbox::encode`]) into the guest's memory.
+    ///
+    /// # Errors
+    /// [`Error::MailboxTooLarge`]; the forkpoint itself was checked.
+    pub fn write_mailbox(&self, ram: &GuestRam, bytes: &[u8]) -> Result<(), Error> {
+        if bytes.len() > mailbox::SIZE {
+            return Err(Error::MailboxTooLarge(bytes.len()));
+        }
+        for (piece, &gpa) in bytes.chunks(PAGE as usize).zip(&self.mailbox) {
+            ram.write_slice(piece, GuestAddress(gpa)).map_err(Error::Memory)?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads the text of a failure the guest reports; what cannot be read is left out.
+pub fn read_text(vcpu: &Vcpu, ram: &GuestRam, gva: u64, len: u64) -> Result<String, Error> {
+    let mut text = Vec::new();
+    let end = gva.saturating_add(len.min(hypercall::MAX_FAILURE as u64));
+    let mut at = gva;
+    while at < end {
+        let piece = (end - at).min(PAGE - at % PAGE);
+        let Some(gpa) = vcpu.translate(at)? else { break };
+        let mut bytes = vec![0; piece as usize];
+        if ram.read_slice(&mut bytes, GuestAddress(gpa).unchecked_add(0)).is_err() {
+            break;
+        }
+        text.extend_from_slice(&bytes);
+        at += piece;
+    }
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}

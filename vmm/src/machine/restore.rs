@@ -1,0 +1,107 @@
+//! Restoring a machine from a snapshot: what is done once per template, and what once per fork.
+
+use std::sync::Arc;
+
+use kvm_ioctls::{Cap, Kvm};
+
+use super::{Core, Error, Forkpoint, Machine, MachineState, Paused};
+use crate::{
+    devices::{DeviceStates, Devices},
+    memory::{guest::GuestMemory, layout},
+    sys::mapping::Mapping,
+    vcpu::{self, PreparedVcpu, Vcpu},
+    vm::{self, Vm, VmState},
+};
+
+/// A snapshot's machine, validated against this host and in the form in which KVM takes it.
+pub struct PreparedMachine {
+    forkpoint: Forkpoint,
+    vm: VmState,
+    vcpus: Vec<PreparedVcpu>,
+    devices: DeviceStates,
+}
+
+impl PreparedMachine {
+    /// Validates untrusted state; `ram` is the guest's memory, for range checks only.
+    ///
+    /// # Errors
+    /// [`Error::Cpu`] when this host lacks a feature the guest saw, [`Error::BadState`] when the state is impossible.
+    pub fn new(state: MachineState, kvm: &Kvm, memory: &GuestMemory) -> Result<Self, Error> {
+        let MachineState { forkpoint, vm, vcpus, devices } = state;
+        if vcpus.is_empty() || vcpus.len() > usize::from(layout::MAX_VCPUS) {
+            return Err(Error::BadState("no vCPU or too many"));
+        }
+        if usize::from(forkpoint.vcpu) >= vcpus.len() || !forkpoint.fits(memory.ram()) {
+            return Err(Error::BadState("an impossible forkpoint"));
+        }
+        for vcpu in &vcpus {
+            vcpu::cpuid::check_fits_host(vcpu.cpuid(), kvm)?;
+        }
+        let xsave_size = usize::try_from(kvm.check_extension_int(Cap::Xsave2)).unwrap_or(0);
+        let vcpus = vcpus
+            .into_iter()
+            .zip(0..)
+            .map(|(vcpu, id)| vcpu.prepare(id, xsave_size))
+            .collect::<Result<_, _>>()?;
+        Ok(Self { forkpoint, vm, vcpus, devices })
+    }
+
+    /// Where forks of this machine stand.
+    pub fn forkpoint(&self) -> &Forkpoint {
+        &self.forkpoint
+    }
+
+    /// Sets the clocks back to the freeze. At activation, since a parked fork may have waited for minutes.
+    pub fn restart_clocks(&self, machine: &Machine<Paused>, advance_monotonic: bool) -> Result<(), Error> {
+        for (vcpu, prepared) in machine.state.vcpus.iter().zip(&self.vcpus) {
+            vcpu.restart_clock(prepared)?;
+        }
+        machine.core.vm.set_clock(&self.vm.clock, advance_monotonic)?;
+        Ok(())
+    }
+}
+
+/// Told of each step of a restore, for the timings in a fork's reply.
+pub struct Steps<'a> {
+    /// The VM has its memory and interrupt controllers.
+    pub vm: &'a mut dyn FnMut(),
+    /// The vCPUs exist and are restored.
+    pub vcpus: &'a mut dyn FnMut(),
+}
+
+impl Machine<Paused> {
+    /// Builds a machine in the prepared state over `memory`. Clocks stand until [`PreparedMachine::restart_clocks`].
+    pub fn restore(
+        kvm: &Kvm,
+        prepared: &PreparedMachine,
+        memory: GuestMemory,
+        root: Option<&Mapping>,
+        steps: Steps<'_>,
+    ) -> Result<Self, Error> {
+        let vm = Vm::new(kvm, &memory, root)?;
+        (steps.vm)();
+        let vcpus = prepared
+            .vcpus
+            .iter()
+            .zip(0..)
+            .map(|(vcpu, id)| Vcpu::restore(&vm, id, vcpu))
+            .collect::<Result<_, vcpu::Error>>()?;
+        // After the vCPUs, whose local APICs exist only now.
+        vm.restore_irqchips(&prepared.vm)?;
+        (steps.vcpus)();
+        let devices = Devices::restore(&prepared.devices, memory.ram())?;
+        connect(&vm, &devices)?;
+        Ok(Self { core: Core { vm, memory, devices: Arc::new(devices) }, state: Paused { vcpus } })
+    }
+}
+
+/// Joins device interrupts and doorbells with the VM; last, so that no interrupt is overwritten by restored state.
+pub(super) fn connect(vm: &Vm, devices: &Devices) -> Result<(), vm::Error> {
+    for (gsi, event) in devices.interrupts() {
+        vm.connect_interrupt(event, gsi)?;
+    }
+    for (gpa, queue, event) in devices.doorbells() {
+        vm.connect_doorbell(event, gpa, queue)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,92 @@
+//! File access relative to a snapshot's directory: no absolute paths, no links followed, lengths bounded.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{self, Mode, OFlags};
+
+use super::{Damage, Error, damaged, io_error};
+
+/// An open directory.
+pub(super) struct Dir(OwnedFd);
+
+impl Dir {
+    /// Opens the directory at `path`.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+        let fd = fs::open(path, flags, Mode::empty())
+            .map_err(|error| io_error("open", path.display().to_string())(error.into()))?;
+        Ok(Self(fd))
+    }
+
+    /// Uses a descriptor of a directory.
+    pub fn from_fd(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+
+    pub fn fd(&self) -> &OwnedFd {
+        &self.0
+    }
+
+    /// Opens a file for reading.
+    pub fn open_file(&self, name: &str) -> io::Result<File> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(File::from(fs::openat(&self.0, name, flags, Mode::empty())?))
+    }
+
+    /// Creates a file that must not exist yet.
+    pub fn create_file(&self, name: &str) -> io::Result<File> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(File::from(fs::openat(&self.0, name, flags, Mode::from_raw_mode(0o644))?))
+    }
+
+    /// Creates a directory unless it exists.
+    pub fn create_dir(&self, name: &str) -> io::Result<()> {
+        match fs::mkdirat(&self.0, name, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Reads a file of at most `limit` bytes.
+    pub fn read(&self, name: &str, limit: u64) -> Result<Vec<u8>, Error> {
+        let file = self.open_file(name).map_err(io_error("open", name))?;
+        let mut bytes = Vec::new();
+        file.take(limit + 1).read_to_end(&mut bytes).map_err(io_error("read", name))?;
+        if bytes.len() as u64 > limit {
+            return Err(damaged(name, Damage::Length { expected: limit, found: bytes.len() as u64 }));
+        }
+        Ok(bytes)
+    }
+
+    /// Creates a file with these contents and makes them durable.
+    pub fn write_durably(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
+        let mut file = self.create_file(name).map_err(io_error("create", name))?;
+        file.write_all(bytes).map_err(io_error("write", name))?;
+        file.sync_all().map_err(io_error("sync", name))
+    }
+
+    /// Makes everything on the directory's file system durable: one call where thousands of fsync would be needed.
+    pub fn sync_file_system(&self) -> io::Result<()> {
+        Ok(fs::syncfs(self.0.as_fd())?)
+    }
+
+    /// Makes the directory's entries durable.
+    pub fn sync(&self) -> io::Result<()> {
+        Ok(fs::fsync(self.0.as_fd())?)
+    }
+
+    /// Names of all entries.
+    pub fn names(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::Dir::read_from(self.0.as_fd())? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            if name != "." && name != ".." {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+}

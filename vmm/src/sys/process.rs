@@ -1,0 +1,57 @@
+//! Making the process of a fork.
+
+use std::io;
+
+/// Proof that this process had one thread when it was checked; its holder starts none.
+pub struct SingleThreaded(());
+
+impl SingleThreaded {
+    /// Checks.
+    ///
+    /// # Panics
+    /// When the process has more than one thread.
+    pub fn check() -> io::Result<Self> {
+        assert_eq!(std::fs::read_dir("/proc/self/task")?.count(), 1, "a zygote is single-threaded");
+        Ok(Self(()))
+    }
+}
+
+/// Which side of [`fork_as_sibling`] this is.
+pub enum Forked {
+    /// The caller; the new process has this id.
+    Parent(i32),
+    /// The new process.
+    Child,
+}
+
+/// clone3(2) with `CLONE_PARENT`: like fork(2), but the child is a child of the caller's parent.
+///
+/// The daemon thereby supervises every fork itself, whatever happens to the zygote. glibc's at-fork handlers do not
+/// run, so the caller must be single-threaded: then no lock can be held by a thread that the child lacks.
+///
+/// # Errors
+/// EAGAIN at a process limit, ENOMEM.
+pub fn fork_as_sibling(_: &SingleThreaded) -> io::Result<Forked> {
+    let mut arguments = libc::clone_args {
+        flags: libc::CLONE_PARENT as u64,
+        pidfd: 0,
+        child_tid: 0,
+        parent_tid: 0,
+        exit_signal: 0,
+        stack: 0,
+        stack_size: 0,
+        tls: 0,
+        set_tid: 0,
+        set_tid_size: 0,
+        cgroup: 0,
+    };
+    // SAFETY: no memory is shared (no CLONE_VM) and the process has one thread (`SingleThreaded`), so the child is a full,
+    // consistent copy that goes on on its own stack.
+    let result =
+        unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<libc::clone_args>()) };
+    match result {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Forked::Child),
+        pid => Ok(Forked::Parent(pid as i32)),
+    }
+}
