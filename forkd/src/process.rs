@@ -126,7 +126,7 @@ fn spawn(program: &std::path::Path, role: &str, control: OwnedFd) -> io::Result<
     const { assert!(forkling_vmm::protocol::CONTROL_FD == 0) };
     let mut command = Command::new(program);
     command.arg(role).stdin(Stdio::from(control)).stdout(Stdio::null()).stderr(Stdio::inherit()).env_clear();
-    for name in ["RUST_LOG", "RUST_BACKTRACE", "PATH"] {
+    for name in ["FORKLING_LOG", "RUST_BACKTRACE"] {
         if let Some(value) = std::env::var_os(name) {
             command.env(name, value);
         }
