@@ -1,6 +1,7 @@
 //! Guest-physical layout, the shared image and a fork's private view of it.
 
 pub mod guest;
+pub mod image;
 pub mod layout;
 
 /// Guest memory as devices and loaders see it: checked, volatile access only, never a Rust reference.

@@ -26,17 +26,12 @@ mod fixture;
 
 use std::{fmt, io};
 
+pub use crate::memory::image::{CHUNK, ChunkBuffer};
 pub use digest::{Digest, FileSum};
 pub use index::Index;
 pub use manifest::{FORMAT, Forkpoint, HostTags, ImageSummary, Manifest};
 pub use read::{ChunkKind, ChunkReader, Snapshot};
 pub use write::{Compression, SnapshotWriter, commit};
-
-/// Size of a chunk in bytes.
-pub const CHUNK: usize = 64 * 1024;
-
-/// Contents of one chunk.
-pub type ChunkBuffer = [u8; CHUNK];
 
 /// Names of the files in a snapshot directory.
 pub mod file {

@@ -6,4 +6,6 @@ pub mod cpu;
 pub mod kick;
 pub mod kvm;
 pub mod mapping;
+pub mod memfd;
 pub mod process;
+pub mod uffd;

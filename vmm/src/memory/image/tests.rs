@@ -1,0 +1,83 @@
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::thread;
+
+use super::{CHUNK, Contents, Filling, Image, Residency, self_test};
+use crate::memory::layout::PAGE;
+
+const LEN: u64 = 16 * CHUNK as u64;
+
+fn bytes_of(image: &Image, chunk: u64) -> Vec<u8> {
+    let mut bytes = vec![0; CHUNK];
+    let reader = File::from(image.reader().try_clone_to_owned().unwrap());
+    reader.read_exact_at(&mut bytes, chunk * CHUNK as u64).unwrap();
+    bytes
+}
+
+#[test]
+fn this_host_passes_the_self_test() {
+    self_test().unwrap();
+}
+
+#[test]
+fn chunks_go_from_empty_to_ready() {
+    for image in [Image::new(LEN).unwrap(), Image::eager(LEN).unwrap()] {
+        assert_eq!(image.residency(3), Residency::Empty);
+        assert_eq!(image.claim(3), Residency::Empty);
+        assert_eq!(image.claim(3), Residency::Loading);
+        image.release(3);
+        assert_eq!(image.claim(3), Residency::Empty);
+        assert_eq!(image.insert(3, Contents::Data(&[9; CHUNK])).unwrap(), 0);
+        assert_eq!(image.claim(3), Residency::Ready);
+        assert_eq!(image.ready_chunks(), 1);
+        assert_eq!(bytes_of(&image, 3), [9; CHUNK]);
+        assert_eq!(image.resident_bytes().unwrap(), CHUNK as u64);
+    }
+}
+
+#[test]
+fn zeros_take_memory_only_where_someone_may_wait_for_them() {
+    for (image, bytes) in [(Image::new(LEN).unwrap(), CHUNK as u64), (Image::eager(LEN).unwrap(), 0)] {
+        assert_eq!(image.claim(1), Residency::Empty);
+        image.insert(1, Contents::Zero).unwrap();
+        assert_eq!(image.resident_bytes().unwrap(), bytes, "{:?}", image.filling());
+        assert_eq!(bytes_of(&image, 1), [0; CHUNK]);
+    }
+}
+
+#[test]
+fn this_host_fills_lazily() {
+    assert_eq!(Image::new(LEN).unwrap().filling(), Filling::Lazy);
+}
+
+/// A process with the descriptor can make zero pages appear by reading a hole; they must not stay.
+#[test]
+fn pages_brought_in_by_others_get_the_right_contents() {
+    let image = Image::new(LEN).unwrap();
+    // A read-only shared mapping, registered nowhere.
+    let reader = File::from(image.reader().try_clone_to_owned().unwrap());
+    let foreign = memmap2::MmapOptions::new().populate().map_raw_read_only(&reader).unwrap();
+    assert_eq!(image.resident_bytes().unwrap(), LEN);
+    assert_eq!(image.claim(0), Residency::Empty);
+    assert_eq!(image.insert(0, Contents::Data(&[4; CHUNK])).unwrap(), CHUNK / PAGE as usize);
+    assert_eq!(bytes_of(&image, 0), [4; CHUNK]);
+    drop(foreign);
+}
+
+#[test]
+#[should_panic(expected = "claimed before")]
+fn inserting_without_a_claim_is_a_bug() {
+    let _ = Image::new(LEN).unwrap().insert(0, Contents::Zero);
+}
+
+#[test]
+fn one_of_many_claims_wins() {
+    let image = Arc::new(Image::eager(LEN).unwrap());
+    let claim = |image: &Arc<Image>| {
+        let image = Arc::clone(image);
+        thread::spawn(move || (0..16).filter(|&chunk| image.claim(chunk) == Residency::Empty).count())
+    };
+    let threads: Vec<_> = (0..4).map(|_| claim(&image)).collect();
+    assert_eq!(threads.into_iter().map(|thread| thread.join().unwrap()).sum::<usize>(), 16);
+}

@@ -1,0 +1,238 @@
+//! userfaultfd: faults of a fork as events, and the atomic insertion of pages into shared memory.
+
+use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+
+use rustix::fs::OFlags;
+use rustix::ioctl::{Opcode, Updater, ioctl, opcode};
+use rustix::mm::UserfaultfdFlags;
+use userfaultfd::{Error, Event, EventBuffer, FaultKind, FeatureFlags, ReadWrite, UffdBuilder};
+
+use super::memfd::SealedMemory;
+
+/// Whose faults a userfaultfd has to deliver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Of user code only, or none at all; any user may have one.
+    User,
+    /// Also those the kernel takes on behalf of the process. KVM's are of this kind. Needs access to
+    /// `/dev/userfaultfd`, CAP_SYS_PTRACE or `vm.unprivileged_userfaultfd=1`.
+    UserAndKernel,
+}
+
+/// A userfaultfd; non-blocking, closed on exec.
+#[derive(Debug)]
+pub struct Uffd(userfaultfd::Uffd);
+
+/// A thread waits for memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Host-virtual address in the faulting process.
+    pub address: u64,
+    /// Whether the access was a write.
+    pub write: bool,
+    /// Whether the page exists and only its mapping is missing.
+    pub minor: bool,
+}
+
+/// Room for the events of one read.
+pub struct FaultBuffer(EventBuffer);
+
+impl FaultBuffer {
+    /// Room for `count` events.
+    pub fn new(count: usize) -> Self {
+        Self(EventBuffer::new(count))
+    }
+}
+
+impl Uffd {
+    /// A new one for this process: from `/dev/userfaultfd` where that may be opened, else by the system call.
+    pub fn new(scope: Scope) -> io::Result<Self> {
+        let built = UffdBuilder::new()
+            .close_on_exec(true)
+            .non_blocking(true)
+            .user_mode_only(scope == Scope::User)
+            .require_features(FeatureFlags::MISSING_SHMEM)
+            .create();
+        match built {
+            // The device is there but not for us; the system call has rules of its own.
+            Err(Error::OpenDevUserfaultfd(_)) => Self::by_system_call(scope),
+            result => Ok(Self(result.map_err(io_error)?)),
+        }
+    }
+
+    fn by_system_call(scope: Scope) -> io::Result<Self> {
+        let mut flags = UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::NONBLOCK;
+        if scope == Scope::User {
+            flags |= UserfaultfdFlags::from_bits_retain(USER_MODE_ONLY);
+        }
+        // SAFETY: the call makes a descriptor and touches no memory.
+        let fd = unsafe { rustix::mm::userfaultfd(flags) }?;
+        let mut handshake =
+            ApiHandshake { api: API, features: FeatureFlags::MISSING_SHMEM.bits(), ioctls: 0 };
+        // SAFETY: opcode and structure are those of UFFDIO_API (linux/userfaultfd.h).
+        let request = unsafe { Updater::<UFFDIO_API, ApiHandshake>::new(&mut handshake) };
+        // SAFETY: the kernel reads and writes `handshake` only.
+        unsafe { ioctl(&fd, request) }?;
+        Ok(Self::adopt(fd))
+    }
+
+    /// One made by another process for its own memory. Anything that is no userfaultfd is refused, so that a hostile
+    /// sender cannot make the receiver read from something else.
+    pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
+        let target = rustix::fs::readlink(format!("/proc/self/fd/{}", fd.as_raw_fd()), Vec::new())?;
+        if target.as_bytes() != b"anon_inode:[userfaultfd]" {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "descriptor is not a userfaultfd"));
+        }
+        // A blocking one cannot be polled (userfaultfd(2)).
+        let flags = rustix::fs::fcntl_getfl(&fd)?;
+        rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;
+        Ok(Self::adopt(fd))
+    }
+
+    fn adopt(fd: OwnedFd) -> Self {
+        // SAFETY: the descriptor is owned and passes to the new owner.
+        Self(unsafe { userfaultfd::Uffd::from_raw_fd(fd.into_raw_fd()) })
+    }
+
+    /// From now on accesses to missing pages of `[address, address + len)` in this process wait for someone to
+    /// resolve them. The range is a private or shared mapping of a memfd, page aligned.
+    pub fn register_missing(&self, address: u64, len: u64) -> io::Result<()> {
+        self.0.register(address as *mut _, len as usize).map(drop).map_err(io_error)
+    }
+
+    /// Appends the faults that wait to be read; none is not an error.
+    pub fn read_faults(&self, buffer: &mut FaultBuffer, faults: &mut Vec<Fault>) -> io::Result<()> {
+        for event in self.0.read_events(&mut buffer.0).map_err(io_error)? {
+            match event.map_err(io_error)? {
+                Event::Pagefault { kind, rw, addr } => faults.push(Fault {
+                    address: addr as u64,
+                    write: rw == ReadWrite::Write,
+                    minor: kind == FaultKind::Minor,
+                }),
+                // Only with features that are not asked for.
+                event => return Err(io::Error::other(format!("unexpected userfaultfd event {event:?}"))),
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the threads go on that wait for a page in `[address, address + len)`.
+    pub fn wake(&self, address: u64, len: u64) -> io::Result<()> {
+        self.0.wake(address as *mut _, len as usize).map_err(io_error)
+    }
+
+    /// To send it to the pager.
+    pub fn into_fd(self) -> OwnedFd {
+        // The library's own `into_raw_fd` (0.9.0) closes the descriptor it returns.
+        let kept = ManuallyDrop::new(self.0);
+        // SAFETY: the descriptor is open, and its former owner will not close it.
+        unsafe { OwnedFd::from_raw_fd(kept.as_raw_fd()) }
+    }
+}
+
+impl AsFd for Uffd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Inserts pages into a [`SealedMemory`] so that no other process ever sees one half filled, and so that exactly the
+/// inserted pages appear, whatever page size the kernel would like.
+#[derive(Debug)]
+pub struct Inserter {
+    memory: SealedMemory,
+    uffd: userfaultfd::Uffd,
+}
+
+impl Inserter {
+    /// Takes over the memory; gives it back when this kernel offers no userfaultfd.
+    pub fn new(memory: SealedMemory) -> Result<Self, (SealedMemory, io::Error)> {
+        let registered = Uffd::new(Scope::User).and_then(|uffd| {
+            uffd.register_missing(memory.address_of(0, 0), memory.len())?;
+            Ok(uffd.0)
+        });
+        match registered {
+            Ok(uffd) => Ok(Self { memory, uffd }),
+            Err(error) => Err((memory, error)),
+        }
+    }
+
+    /// The memory that is filled.
+    pub fn memory(&self) -> &SealedMemory {
+        &self.memory
+    }
+
+    /// Inserts whole pages at `offset`. Pages that exist already are overwritten in place with the same range of
+    /// `pages`; their number is returned.
+    ///
+    /// # Panics
+    /// When the range is not inside.
+    pub fn insert(&self, offset: u64, pages: &[u8]) -> io::Result<usize> {
+        let to = self.memory.address_of(offset, pages.len());
+        let (mut done, mut existing) = (0, 0);
+        while done < pages.len() {
+            let rest = &pages[done..];
+            match self.copy(to + done as u64, rest) {
+                Ok(count) => done += count,
+                Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {
+                    let page = &rest[..PAGE.min(rest.len())];
+                    self.memory.write(offset + done as u64, page);
+                    existing += 1;
+                    done += page.len();
+                }
+                // The address space was changing; try again (ioctl_userfaultfd(2), UFFDIO_COPY).
+                Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => std::thread::yield_now(),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(existing)
+    }
+
+    fn copy(&self, to: u64, pages: &[u8]) -> io::Result<usize> {
+        // SAFETY: the caller asserted that the target is inside the mapping owned by `self.memory`, into which there
+        // are no Rust references; the source is a live slice.
+        let copied = unsafe { self.uffd.copy(pages.as_ptr().cast(), to as *mut _, pages.len(), true) };
+        match copied {
+            // The library hands on the kernel's count as it is, which is a negated error when nothing was copied.
+            Err(Error::PartiallyCopied(count)) if (1..=pages.len()).contains(&count) => Ok(count),
+            Err(Error::PartiallyCopied(_)) => Err(io::Error::from_raw_os_error(libc::EAGAIN)),
+            result => result.map_err(io_error),
+        }
+    }
+}
+
+/// The unit of insertion, in bytes.
+const PAGE: usize = 4096;
+
+/// UFFD_USER_MODE_ONLY of linux/userfaultfd.h.
+const USER_MODE_ONLY: u32 = 1;
+
+/// UFFD_API of linux/userfaultfd.h.
+const API: u64 = 0xAA;
+
+/// UFFDIO_API of linux/userfaultfd.h.
+const UFFDIO_API: Opcode = opcode::read_write::<ApiHandshake>(0xAA, 0x3F);
+
+/// struct uffdio_api of linux/userfaultfd.h.
+#[repr(C)]
+struct ApiHandshake {
+    api: u64,
+    features: u64,
+    ioctls: u64,
+}
+
+fn io_error(error: Error) -> io::Error {
+    match error {
+        Error::CopyFailed(errno) | Error::SystemError(errno) | Error::ZeropageFailed(errno) => {
+            io::Error::from_raw_os_error(errno as i32)
+        }
+        Error::OpenDevUserfaultfd(error) => error,
+        Error::ReadEof => io::ErrorKind::UnexpectedEof.into(),
+        error => io::Error::other(error),
+    }
+}
+
+#[cfg(test)]
+mod tests;

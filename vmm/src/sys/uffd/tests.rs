@@ -1,0 +1,68 @@
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use super::{FaultBuffer, Inserter, Scope, Uffd};
+use crate::sys::memfd::SealedMemory;
+
+const LEN: u64 = 1 << 20;
+
+fn inserter() -> Inserter {
+    Inserter::new(SealedMemory::new("test", LEN).unwrap()).map_err(|(_, error)| error).unwrap()
+}
+
+fn bytes_at(inserter: &Inserter, offset: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    let reader = File::from(inserter.memory().reader().try_clone_to_owned().unwrap());
+    reader.read_exact_at(&mut bytes, offset).unwrap();
+    bytes
+}
+
+#[test]
+fn exactly_the_inserted_pages_appear() {
+    let inserter = inserter();
+    assert_eq!(inserter.insert(65536, &[5; 65536]).unwrap(), 0);
+    assert_eq!(inserter.memory().allocated_bytes().unwrap(), 65536);
+    assert_eq!(bytes_at(&inserter, 65536, 65536), [5; 65536]);
+}
+
+/// A page that is there, from whatever source, ends up with the right contents.
+#[test]
+fn pages_that_exist_are_overwritten() {
+    let inserter = inserter();
+    for page in [3, 4, 9] {
+        inserter.insert(page * 4096, &[1; 4096]).unwrap();
+    }
+    assert_eq!(inserter.insert(0, &[2; 65536]).unwrap(), 3);
+    assert_eq!(bytes_at(&inserter, 0, 65536), [2; 65536]);
+    assert_eq!(inserter.insert(0, &[2; 65536]).unwrap(), 16);
+}
+
+#[test]
+#[should_panic(expected = "outside")]
+fn insertion_past_the_end_is_refused() {
+    let _ = inserter().insert(LEN - 4096, &[0; 8192]);
+}
+
+#[test]
+fn the_system_call_works_without_the_device() {
+    let uffd = Uffd::by_system_call(Scope::User).unwrap();
+    let memory = SealedMemory::new("test", LEN).unwrap();
+    uffd.register_missing(memory.address_of(0, 0), LEN).unwrap();
+}
+
+#[test]
+fn nothing_to_read_is_not_an_error() {
+    let uffd = Uffd::new(Scope::User).unwrap();
+    let mut faults = vec![];
+    uffd.read_faults(&mut FaultBuffer::new(4), &mut faults).unwrap();
+    assert!(faults.is_empty());
+}
+
+#[test]
+fn only_a_userfaultfd_is_accepted() {
+    let (reader, _writer) = std::io::pipe().unwrap();
+    assert!(Uffd::from_fd(reader.into()).is_err());
+    assert!(Uffd::from_fd(tempfile::tempfile().unwrap().into()).is_err());
+    let uffd = Uffd::new(Scope::User).unwrap();
+    assert!(Uffd::from_fd(uffd.into_fd()).is_ok());
+}
