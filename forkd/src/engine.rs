@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
+use anyhow::Context as _;
 use tokio::sync::Semaphore;
 
 use crate::{
@@ -11,7 +12,7 @@ use crate::{
     limits,
     process::Spawner,
     registry::Registry,
-    template::image::Images,
+    template::{self, image::Images},
 };
 
 /// The daemon's state.
@@ -35,10 +36,26 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Puts the parts together. The directories exist and are this daemon's alone.
+    /// Puts the parts together. The state directory is this daemon's alone.
     pub fn new(config: Config) -> anyhow::Result<Arc<Self>> {
-        let max_forks = limits::raise_fd_limit();
-        Ok(Arc::new_cyclic_fallible(config, max_forks)?)
+        let mark = config.state_dir.join("generation");
+        let generations =
+            Generations::open(&mark).with_context(|| format!("cannot keep the generation mark {}", mark.display()))?;
+        let spawner = Spawner::new(config.vmm.clone()).context("cannot start the spawner thread")?;
+        let engine = Arc::new(Self {
+            registry: Arc::new(Registry::default()),
+            spawner,
+            images: Images::default(),
+            spawns: Arc::new(Semaphore::new(limits::spawns_in_flight())),
+            builds: Arc::new(Semaphore::new(limits::CONCURRENT_BUILDS)),
+            max_forks: limits::raise_fd_limit(),
+            generations,
+            config,
+        });
+        let templates = engine.templates_dir();
+        template::scan(&engine.registry, &templates)
+            .with_context(|| format!("cannot read {}", templates.display()))?;
+        Ok(engine)
     }
 
     /// A generation that was never used on this host.

@@ -227,12 +227,13 @@ impl Fork {
         *self.save.lock().expect("no panic under this lock") = Some(sender);
         *self.identity.lock().expect("no panic under this lock") = renewed;
         self.socket.send(&ToFork::Save { mailbox }, &[directory.as_fd()]).await?;
-        let (went, saved) = tokio::join!(go, saved);
-        match saved {
-            Ok(Ok(())) => went.map_err(SaveError::Guest),
-            Ok(Err(failure)) => Err(SaveError::Failed(failure)),
-            Err(_) => Err(SaveError::Io(io::ErrorKind::BrokenPipe.into())),
-        }
+        let saved = async {
+            match saved.await {
+                Ok(outcome) => outcome.map_err(SaveError::Failed),
+                Err(_) => Err(SaveError::Io(io::ErrorKind::BrokenPipe.into())),
+            }
+        };
+        tokio::try_join!(async { go.await.map_err(SaveError::Guest) }, saved).map(|_| ())
     }
 }
 

@@ -9,10 +9,10 @@
 
 pub mod agent;
 pub mod api;
-pub mod cli;
+//CLI
 pub mod config;
 pub mod control;
-pub mod daemon;
+//DAEMON
 pub mod engine;
 pub mod fork;
 pub mod identity;

@@ -79,6 +79,35 @@ impl Process {
     }
 }
 
+/// A process that is killed and reaped when it is dropped.
+#[derive(Debug)]
+pub struct Doomed(Option<Process>);
+
+impl Doomed {
+    /// Takes charge of `process`.
+    pub fn new(process: Process) -> Self {
+        Self(Some(process))
+    }
+
+    /// Waits for its end.
+    pub async fn wait(&mut self) -> io::Result<Exit> {
+        let exit = self.0.as_ref().expect("waited for once").wait().await;
+        self.0 = None;
+        exit
+    }
+}
+
+impl Drop for Doomed {
+    fn drop(&mut self) {
+        if let Some(process) = self.0.take() {
+            process.kill();
+            if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+                runtime.spawn(async move { process.wait().await });
+            }
+        }
+    }
+}
+
 fn exit_of(status: &WaitIdStatus) -> Exit {
     match (status.exit_status(), status.terminating_signal()) {
         (Some(code), _) => Exit::Code(code),
