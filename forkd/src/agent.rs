@@ -121,7 +121,7 @@ impl Connection {
             None => return Err(Error::Lost),
         };
         let call = Call { connection: self.clone(), id, frames, over: false };
-        call.send_now(kind, payload)?;
+        call.input().send(kind, payload)?;
         Ok(call)
     }
 
@@ -181,28 +181,42 @@ impl Call {
         }
     }
 
+    /// What can be sent to it.
+    pub fn input(&self) -> Input {
+        Input { connection: self.connection.clone(), call: self.id }
+    }
+}
+
+/// The sending side of a call.
+#[derive(Clone, Debug)]
+pub struct Input {
+    connection: Arc<Connection>,
+    call: u32,
+}
+
+impl Input {
     /// Bytes for the command's standard input, waiting while the agent is behind.
     pub async fn stdin(&self, bytes: &[u8]) -> Result<(), Error> {
         // An empty frame would close it.
         for chunk in bytes.chunks(MAX_PAYLOAD) {
             self.connection.outbox.room().await;
-            self.send_now(Kind::Stdin, chunk)?;
+            self.send(Kind::Stdin, chunk)?;
         }
         Ok(())
     }
 
     /// Ends the command's standard input.
-    pub fn close_stdin(&self) -> Result<(), Error> {
-        self.send_now(Kind::Stdin, &[])
+    pub fn close(&self) -> Result<(), Error> {
+        self.send(Kind::Stdin, &[])
     }
 
     /// A signal for the command's process group.
     pub fn signal(&self, signal: u8) -> Result<(), Error> {
-        self.send_now(Kind::Signal, &[signal])
+        self.send(Kind::Signal, &[signal])
     }
 
-    fn send_now(&self, kind: Kind, payload: &[u8]) -> Result<(), Error> {
-        Ok(self.connection.outbox.send(&rpc::frame(self.id, kind, payload))?)
+    fn send(&self, kind: Kind, payload: &[u8]) -> Result<(), Error> {
+        Ok(self.connection.outbox.send(&rpc::frame(self.call, kind, payload))?)
     }
 }
 
@@ -212,7 +226,7 @@ impl Drop for Call {
             return;
         }
         const KILL: u8 = 9;
-        let _ = self.signal(KILL);
+        let _ = self.input().signal(KILL);
         if let Some(calls) = self.connection.calls.lock().expect("no panic under this lock").as_mut() {
             calls.remove(&self.id);
         }

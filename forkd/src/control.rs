@@ -15,6 +15,8 @@ use rustix::net::{
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::io::{Interest, unix::AsyncFd};
 
+use crate::reactor::watch;
+
 /// Most descriptors in one message.
 const MAX_FDS: usize = 8;
 
@@ -45,7 +47,7 @@ thread_local! {
 pub fn pair() -> io::Result<(Socket, OwnedFd)> {
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     rustix::io::ioctl_fionbio(&ours, true)?;
-    Ok((Socket(AsyncFd::new(ours)?), theirs))
+    Ok((Socket(watch(ours, Interest::READABLE | Interest::WRITABLE)?), theirs))
 }
 
 impl Socket {

@@ -29,6 +29,7 @@ use crate::{
 
 pub use console::Console;
 pub use create::{Request, create};
+pub use timings::monotonic_ns;
 
 mod console;
 mod create;

@@ -12,13 +12,14 @@ pub mod api;
 //CLI
 pub mod config;
 pub mod control;
-//DAEMON
+pub mod daemon;
 pub mod engine;
 pub mod fork;
 pub mod identity;
 pub mod limits;
 pub mod names;
 pub mod process;
+pub mod reactor;
 pub mod registry;
 pub mod spec;
 pub mod template;

@@ -21,6 +21,8 @@ use tokio::{
     sync::oneshot,
 };
 
+use crate::reactor::watch;
+
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
@@ -53,7 +55,7 @@ impl Process {
         let fd = pidfd_open(pid, PidfdFlags::empty())?;
         let probe = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         waitid(WaitId::PidFd(fd.as_fd()), probe)?;
-        Ok(Self { pid, fd: AsyncFd::with_interest(fd, Interest::READABLE)? })
+        Ok(Self { pid, fd: watch(fd, Interest::READABLE)? })
     }
 
     /// Its process id.

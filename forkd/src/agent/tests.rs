@@ -53,8 +53,8 @@ async fn large_input_waits_for_the_reader_and_arrives_whole() {
     let sender = tokio::spawn({
         let input = input.clone();
         async move {
-            call.stdin(&input).await.unwrap();
-            call.close_stdin().unwrap();
+            call.input().stdin(&input).await.unwrap();
+            call.input().close().unwrap();
             call
         }
     });

@@ -9,7 +9,7 @@ use super::*;
 
 fn socket_of(fd: OwnedFd) -> Socket {
     rustix::io::ioctl_fionbio(&fd, true).unwrap();
-    Socket(AsyncFd::new(fd).unwrap())
+    Socket(watch(fd, Interest::READABLE | Interest::WRITABLE).unwrap())
 }
 
 #[tokio::test]

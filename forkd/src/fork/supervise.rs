@@ -107,7 +107,7 @@ impl Supervisor {
             FromFork::Faults { base, len } => self.page(fds.pop(), base, len),
             FromFork::Parked(_) => self.permit = None,
             FromFork::Acknowledged { generation, nonce, stamps } => self.acknowledged(generation, nonce, &stamps),
-            FromFork::Saved => self.saved(Ok(())),
+            FromFork::Saved => drop(self.saved(Ok(()))),
             FromFork::Failed(failure) => {
                 if !self.saved(Err(failure.clone())) {
                     self.last_words = Some(LastWords::Failed(failure));

@@ -40,9 +40,18 @@ const EVENTS: usize = 256;
 /// A build under way. Dropped, it is undone.
 #[derive(Debug)]
 pub struct Build {
-    /// What happens; the last one is [`BuildEvent::Done`] or [`BuildEvent::Error`].
-    pub events: mpsc::Receiver<BuildEvent>,
+    events: Option<mpsc::Receiver<BuildEvent>>,
     task: AbortHandle,
+}
+
+impl Build {
+    /// What happens; the last event is [`BuildEvent::Done`] or [`BuildEvent::Error`].
+    ///
+    /// # Panics
+    /// When called twice.
+    pub fn take_events(&mut self) -> mpsc::Receiver<BuildEvent> {
+        self.events.take().expect("taken once")
+    }
 }
 
 impl Drop for Build {
@@ -76,7 +85,7 @@ pub fn start(engine: &Arc<Engine>, spec: BuildTemplate) -> Result<Build, Error> 
         };
         let _ = sender.send(last).await;
     });
-    Ok(Build { events, task: task.abort_handle() })
+    Ok(Build { events: Some(events), task: task.abort_handle() })
 }
 
 impl Job {

@@ -32,6 +32,7 @@ use crate::{
 };
 
 pub use disk::{Record, remove, scan};
+pub use validate::environment as validate_environment;
 
 /// A template that is in memory.
 #[derive(Debug)]

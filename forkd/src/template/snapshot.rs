@@ -1,6 +1,6 @@
 //! A template made of a running fork: the second generation.
 
-use std::{fs, os::fd::AsFd, path::Path, sync::Arc};
+use std::{fs, path::Path, sync::Arc};
 
 use forkling_proto::rpc::Kind;
 use forkling_vmm::snapshot::file;
@@ -43,7 +43,6 @@ pub async fn take(engine: &Arc<Engine>, fork: &Arc<Fork>, name: &str) -> Result<
     if let Err(error) = saved.map_err(|_| late())? {
         return Err(fork.explain(of_save(fork, error)).await);
     }
-    drop(snapshot.as_fd());
     let mut spec = fork.template.record.spec.clone();
     name.clone_into(&mut spec.name);
     let parent = Parent { template: fork.template.name().to_owned(), fork: fork.id.clone() };
