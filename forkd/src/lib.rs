@@ -9,7 +9,7 @@
 
 pub mod agent;
 pub mod api;
-//CLI
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod daemon;
