@@ -16,7 +16,7 @@ use kvm_ioctls::Kvm;
 use crate::{
     channel::{self, Channel},
     devices::Devices,
-    machine::{self, About, BootFiles, EventLoop, Halt, Machine, Observer, Source},
+    machine::{self, About, BootFiles, ConsoleReader, EventLoopSeed, Halt, Machine, Observer, Source},
     protocol::{BuildSpec, Failure, FailureKind, FromBuilder, StopReason, ToBuilder},
     vcpu, zygote,
 };
@@ -79,13 +79,14 @@ fn boot_and_save(
     directory: OwnedFd,
 ) -> Result<(), Error> {
     let kvm = Kvm::new().map_err(machine::Error::NoKvm)?;
-    let msr_list =
-        vcpu::msr_list(&kvm).map_err(|source| machine::Error::Kvm { call: "KVM_GET_MSR_INDEX_LIST", source })?;
+    let msr_list = vcpu::msr_list(&kvm)
+        .map_err(|source| machine::Error::Kvm { call: "KVM_GET_MSR_INDEX_LIST", source })?;
     let root = root.map(zygote::map_root).transpose()?;
-    let machine = Machine::build(&kvm, spec, files, root.as_ref())?;
+    let seed = EventLoopSeed::new()?;
+    let machine = Machine::build(&kvm, spec, files, root.as_ref(), &seed)?;
     let tail = Arc::new(Mutex::new(Vec::new()));
-    let source = Console { channel: control.clone(), tail: tail.clone() };
-    let event_loop = EventLoop::new(machine.devices().clone(), Box::new(source))?.start()?;
+    let source = Console { channel: control.clone(), reader: ConsoleReader::default(), tail: tail.clone() };
+    let event_loop = seed.serve(machine.devices().clone(), Box::new(source)).start()?;
     let deadline = give_up_after(Duration::from_millis(spec.timeout_ms), control.clone(), tail.clone());
 
     let mut running = machine.resume(0, Arc::new(NotYet))?;
@@ -149,6 +150,7 @@ impl Observer for NotYet {
 /// Passes console text to the daemon and keeps its end.
 struct Console {
     channel: Arc<Channel>,
+    reader: ConsoleReader,
     tail: Arc<Mutex<Vec<u8>>>,
 }
 
@@ -160,7 +162,7 @@ impl Source for Console {
     fn ready(&mut self, _: &Devices) {}
 
     fn after_round(&mut self, devices: &Devices) {
-        if let Some(text) = devices.take_console() {
+        while let Some(text) = self.reader.read(devices) {
             let mut tail = self.tail.lock().expect("no holder panics");
             tail.extend_from_slice(&text);
             let surplus = tail.len().saturating_sub(CONSOLE_TAIL);

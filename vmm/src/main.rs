@@ -20,6 +20,8 @@ fn main() -> anyhow::Result<ExitCode> {
     match role.as_deref() {
         Some("build") => Ok(if builder::serve(control) { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
         Some("zygote") => zygote::serve(control).map(|()| ExitCode::SUCCESS).context("zygote"),
-        _ => bail!("usage: forkling-vmm build|zygote, started by forkd with its control socket as standard input"),
+        _ => bail!(
+            "usage: forkling-vmm build|zygote, started by forkd with its control socket as standard input"
+        ),
     }
 }

@@ -1,3 +1,93 @@
-//! PID 1 of a Forkling guest.
+//! PID 1 of a Forkling guest: brings it up, stops it at a forkpoint, gives each fork its identity, runs commands.
+//!
+//! One thread and no asynchronous runtime: at a forkpoint the agent is at one known instruction, and what it does from
+//! there to its acknowledgement is a dozen system calls on descriptors opened before.
+#![deny(unsafe_code)]
 
-fn main() {}
+mod boot;
+mod command;
+mod console;
+mod forkpoint;
+mod identity;
+mod quiet;
+mod ready;
+mod reap;
+mod run;
+mod serve;
+#[allow(unsafe_code)]
+mod sys;
+mod users;
+mod waiters;
+
+use std::convert::Infallible;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+
+use anyhow::{Context, bail};
+use forkling_proto::rpc;
+use rustix::system::RebootCommand;
+
+use crate::forkpoint::Forkpoint;
+use crate::reap::Reaper;
+use crate::serve::Server;
+use crate::sys::hypercall::Port;
+use crate::waiters::Waiters;
+
+fn main() -> anyhow::Result<()> {
+    if std::process::id() != 1 {
+        return serve_unix(std::env::args().skip(1).collect::<Vec<_>>().as_slice())
+            .map(|never| match never {});
+    }
+    std::panic::set_hook(Box::new(|panic| give_up(&format!("the agent has a bug: {panic}"))));
+    match be_init() {
+        Ok(never) => match never {},
+        Err(error) => give_up(&format!("{error:#}")),
+    }
+}
+
+/// The life of PID 1.
+fn be_init() -> anyhow::Result<Infallible> {
+    let config = boot::run()?;
+    let template = command::base_environment(&config.env);
+    let mut reaper = Reaper::new().context("cannot watch for processes that end")?;
+    let listener = sys::socket::listen_vsock(rpc::PORT)
+        .context("cannot listen on vsock; does the VMM offer virtio-vsock, and is its module loaded?")?;
+    let mut waiters = Waiters::listen().context("cannot listen on the forkpoint socket")?;
+    ready::Workload { config: &config, environment: &template, reaper: &mut reaper, waiters: &mut waiters }
+        .bring_up()?;
+    let forkpoint =
+        Forkpoint::new(waiters, config.on_fork, template.clone()).context("cannot allocate the mailbox")?;
+    let mut server = Server::new(listener, reaper, template, Some(forkpoint))?;
+    console::say("ready to be forked");
+    server.pass_forkpoint()?;
+    Ok(server.run()?)
+}
+
+/// Serves RPC on a Unix socket as an ordinary process, without forkpoints: for tests and for development on a host.
+fn serve_unix(arguments: &[String]) -> anyhow::Result<Infallible> {
+    let [option, path] = arguments else { bail!("usage: forkling-agent --serve-unix PATH (or as PID 1)") };
+    if option != "--serve-unix" {
+        bail!("unknown option {option}; usage: forkling-agent --serve-unix PATH (or as PID 1)");
+    }
+    // Orphans come to PID 1 in a guest; here to this process.
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid())).context("cannot adopt orphans")?;
+    let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on {path}"))?;
+    listener.set_nonblocking(true)?;
+    let reaper = Reaper::new().context("cannot watch for processes that end")?;
+    let mut server = Server::new(OwnedFd::from(listener), reaper, command::base_environment(&[]), None)?;
+    Ok(server.run()?)
+}
+
+/// Tells console and host why this guest is of no use, and stops it. PID 1 must never simply exit.
+fn give_up(message: &str) -> ! {
+    console::say(message);
+    match Port::open() {
+        Ok(port) => port.fail(message),
+        Err(error) => console::say(&format!("cannot tell the host: {error}")),
+    }
+    // The host normally ends the VM inside the hypercall.
+    loop {
+        let _ = rustix::system::reboot(RebootCommand::Restart);
+        std::thread::sleep(std::time::Duration::from_secs(1));
+    }
+}

@@ -15,11 +15,14 @@ use std::{
 use mio::{Events, Interest, Poll, Registry, Token, Waker, unix::SourceFd};
 
 use super::Error;
-use crate::devices::Devices;
+use crate::devices::{self, Backends, Devices, HostPorts, serial, virtio::pmem};
 
-/// Devices have the tokens below [`Devices::FIRST_FREE_TOKEN`].
-const WAKER: Token = Token(Devices::FIRST_FREE_TOKEN);
-const SOURCE: Token = Token(Devices::FIRST_FREE_TOKEN + 1);
+/// The waker's token; the devices' are in [`devices::TOKENS`].
+const WAKER: Token = Token(0);
+/// The source's token.
+const SOURCE: Token = Token(1);
+
+const _: () = assert!(devices::TOKENS.start > 1);
 
 /// Another descriptor the loop serves, besides the devices'.
 pub trait Source: Send {
@@ -29,6 +32,37 @@ pub trait Source: Send {
     fn ready(&mut self, devices: &Devices);
     /// Called after each round of device work, for instance to pass on console output.
     fn after_round(&mut self, devices: &Devices);
+}
+
+/// An event loop without its devices, which need its epoll to be made.
+pub struct EventLoopSeed {
+    poll: Poll,
+    waker: Arc<Waker>,
+}
+
+impl EventLoopSeed {
+    /// An empty event loop.
+    pub fn new() -> Result<Self, Error> {
+        let poll = Poll::new().map_err(Error::EventLoop)?;
+        let waker = Arc::new(Waker::new(poll.registry(), WAKER).map_err(Error::EventLoop)?);
+        Ok(Self { poll, waker })
+    }
+
+    /// What the devices need of host and loop. `root` is the length of the root image in bytes.
+    pub fn backends(&self, root: Option<u64>) -> Result<Backends, Error> {
+        Ok(Backends {
+            registry: self.poll.registry().try_clone().map_err(Error::EventLoop)?,
+            console: serial::Backend { waker: Some(self.waker.clone()) },
+            pmem: root.map(|size| pmem::Backend { size }),
+            ports: HostPorts::default(),
+        })
+    }
+
+    /// The loop that serves `devices`, and `source` from [`RunningLoop::watch_source`] on.
+    pub fn serve(self, devices: Arc<Devices>, source: Box<dyn Source>) -> EventLoop {
+        let Self { poll, waker } = self;
+        EventLoop { poll, waker, devices, source }
+    }
 }
 
 /// An event loop that is not running.
@@ -49,14 +83,6 @@ pub struct RunningLoop {
 }
 
 impl EventLoop {
-    /// Registers all devices. The source is served from [`RunningLoop::watch_source`] on.
-    pub fn new(devices: Arc<Devices>, source: Box<dyn Source>) -> Result<Self, Error> {
-        let poll = Poll::new().map_err(Error::EventLoop)?;
-        let waker = Arc::new(Waker::new(poll.registry(), WAKER).map_err(Error::EventLoop)?);
-        devices.register(poll.registry()).map_err(Error::EventLoop)?;
-        Ok(Self { poll, waker, devices, source })
-    }
-
     /// Runs on a new thread.
     pub fn start(mut self) -> Result<RunningLoop, Error> {
         let waker = self.waker.clone();
@@ -84,7 +110,10 @@ impl EventLoop {
             match event.token() {
                 WAKER => {}
                 SOURCE => self.source.ready(&self.devices),
-                _ => self.devices.on_event(event, self.poll.registry()),
+                _ => {
+                    let known = self.devices.on_event(event);
+                    debug_assert!(known, "every token has its owner");
+                }
             }
         }
         self.source.after_round(&self.devices);
@@ -95,7 +124,9 @@ impl RunningLoop {
     /// Begins to serve the source; what is waiting there is reported at once. Done from another thread without waking
     /// the loop for it, because a fork does it on the way into the guest.
     pub fn watch_source(&self) -> Result<(), Error> {
-        self.registry.register(&mut SourceFd(&self.source), SOURCE, Interest::READABLE).map_err(Error::EventLoop)
+        self.registry
+            .register(&mut SourceFd(&self.source), SOURCE, Interest::READABLE)
+            .map_err(Error::EventLoop)
     }
 
     /// Stops the loop; all that was in progress is done.
@@ -103,5 +134,21 @@ impl RunningLoop {
         self.stop.store(true, Ordering::SeqCst);
         self.waker.wake().expect("an eventfd takes a wake-up");
         self.thread.join().expect("the event loop does not panic")
+    }
+}
+
+/// Reads a machine's console from where it last stopped.
+#[derive(Default)]
+pub struct ConsoleReader {
+    next: u64,
+}
+
+impl ConsoleReader {
+    /// New text, at most 4 KiB of it; `None` if there is none.
+    pub fn read(&mut self, devices: &Devices) -> Option<Vec<u8>> {
+        const MOST: usize = 4096;
+        let (range, text) = devices.console(self.next, MOST);
+        self.next = range.end;
+        (!text.is_empty()).then_some(text)
     }
 }

@@ -2,7 +2,7 @@
 
 use forkling_proto::{hypercall, mailbox};
 use serde::{Deserialize, Serialize};
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemory};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
 
 use super::Error;
 use crate::{
@@ -29,7 +29,7 @@ impl Forkpoint {
         }
         let mut pages = Vec::with_capacity(mailbox::SIZE / PAGE as usize);
         for page in 0..size / PAGE {
-            match vcpu.translate(gva + page * PAGE)? {
+            match vcpu.translate(ram, gva + page * PAGE)? {
                 Some(gpa) => pages.push(gpa),
                 None => return Ok(None),
             }
@@ -41,7 +41,10 @@ impl Forkpoint {
     /// Whether a forkpoint read from a snapshot is possible with this memory.
     pub fn fits(&self, ram: &GuestRam) -> bool {
         self.mailbox.len() == mailbox::SIZE / PAGE as usize
-            && self.mailbox.iter().all(|&gpa| gpa.is_multiple_of(PAGE) && ram.check_range(GuestAddress(gpa), PAGE as usize))
+            && self.mailbox.iter().all(|&gpa| {
+                gpa.is_multiple_of(PAGE)
+                    && ram.check_range(GuestAddress(gpa), PAGE as usize, Permissions::ReadWrite)
+            })
     }
 
     /// What the manifest says of it.
@@ -71,9 +74,9 @@ pub fn read_text(vcpu: &Vcpu, ram: &GuestRam, gva: u64, len: u64) -> Result<Stri
     let mut at = gva;
     while at < end {
         let piece = (end - at).min(PAGE - at % PAGE);
-        let Some(gpa) = vcpu.translate(at)? else { break };
+        let Some(gpa) = vcpu.translate(ram, at)? else { break };
         let mut bytes = vec![0; piece as usize];
-        if ram.read_slice(&mut bytes, GuestAddress(gpa).unchecked_add(0)).is_err() {
+        if ram.read_slice(&mut bytes, GuestAddress(gpa)).is_err() {
             break;
         }
         text.extend_from_slice(&bytes);

@@ -12,18 +12,23 @@ mod save;
 use std::{io, sync::Arc};
 
 pub use build::BootFiles;
-pub use event_loop::{EventLoop, RunningLoop, Source};
+pub use event_loop::{ConsoleReader, EventLoop, EventLoopSeed, RunningLoop, Source};
 pub use forkpoint::Forkpoint;
 pub use restore::{PreparedMachine, Steps};
 pub use run::{Halt, Observer, Running};
 pub use save::{About, MachineState};
+
+use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
+use kvm_ioctls::{Cap, Kvm};
 
 use crate::{
     boot,
     devices::{self, Devices},
     memory::guest::GuestMemory,
     protocol::{Failure, FailureKind},
-    snapshot, vcpu, vm,
+    snapshot,
+    vcpu::{self, cpuid::SupportedCpuid},
+    vm,
 };
 
 /// Why a machine could not be built, restored, run or saved.
@@ -67,10 +72,16 @@ pub enum Error {
     BadState(&'static str),
     /// The snapshot was made for CPU features this host lacks.
     #[error(transparent)]
-    Cpu(#[from] vcpu::cpuid::Error),
+    Cpu(#[from] vcpu::cpuid::Incompatible),
     /// Kernel, initramfs or null guest could not be loaded.
     #[error(transparent)]
     Boot(#[from] boot::Error),
+    /// The null guest's program cannot be read.
+    #[error("cannot read the null guest's program")]
+    ReadProgram(#[source] io::Error),
+    /// The null guest's program is empty or too long.
+    #[error("the null guest's program has {0} bytes; it must have 1 to {max}", max = boot::null::MAX_PROGRAM)]
+    BadProgram(usize),
     /// A device refused.
     #[error(transparent)]
     Device(#[from] devices::Error),
@@ -89,9 +100,11 @@ impl Error {
     /// The error as it crosses a process boundary: one line with all causes.
     pub fn failure(&self) -> Failure {
         let kind = match self {
-            Self::Boot(_) | Self::MailboxTooLarge(_) => FailureKind::Request,
+            Self::Boot(_) | Self::MailboxTooLarge(_) | Self::BadProgram(_) => FailureKind::Request,
             Self::BadState(_) | Self::Cpu(_) | Self::Snapshot(_) => FailureKind::Snapshot,
-            Self::Vcpu(vcpu::Error::MsrRejected { .. } | vcpu::Error::BadState { .. }) => FailureKind::Snapshot,
+            Self::Vcpu(vcpu::Error::MsrRejected { .. } | vcpu::Error::BadState { .. }) => {
+                FailureKind::Snapshot
+            }
             _ => FailureKind::Host,
         };
         Failure { kind, message: one_line(self) }
@@ -108,6 +121,14 @@ pub fn one_line(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     line
+}
+
+/// What this host's KVM can give to guests.
+pub(crate) fn supported_cpuid(kvm: &Kvm) -> Result<SupportedCpuid, Error> {
+    let supported = kvm
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(|source| Error::Kvm { call: "KVM_GET_SUPPORTED_CPUID", source })?;
+    Ok(SupportedCpuid::new(&supported, kvm.check_extension(Cap::TscDeadlineTimer)))
 }
 
 /// A machine in state `S`: [`Paused`] or [`Running`].

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use kvm_ioctls::{Cap, Kvm};
 
-use super::{Core, Error, Forkpoint, Machine, MachineState, Paused};
+use super::{Core, Error, EventLoopSeed, Forkpoint, Machine, MachineState, Paused};
 use crate::{
     devices::{DeviceStates, Devices},
     memory::{guest::GuestMemory, layout},
     sys::mapping::Mapping,
-    vcpu::{self, PreparedVcpu, Vcpu},
+    vcpu::{self, PreparedVcpu, Vcpu, cpuid},
     vm::{self, Vm, VmState},
 };
 
@@ -34,8 +34,9 @@ impl PreparedMachine {
         if usize::from(forkpoint.vcpu) >= vcpus.len() || !forkpoint.fits(memory.ram()) {
             return Err(Error::BadState("an impossible forkpoint"));
         }
+        let supported = super::supported_cpuid(kvm)?;
         for vcpu in &vcpus {
-            vcpu::cpuid::check_fits_host(vcpu.cpuid(), kvm)?;
+            cpuid::compatible(vcpu.cpuid(), &supported)?;
         }
         let xsave_size = usize::try_from(kvm.check_extension_int(Cap::Xsave2)).unwrap_or(0);
         let vcpus = vcpus
@@ -76,6 +77,7 @@ impl Machine<Paused> {
         prepared: &PreparedMachine,
         memory: GuestMemory,
         root: Option<&Mapping>,
+        event_loop: &EventLoopSeed,
         steps: Steps<'_>,
     ) -> Result<Self, Error> {
         let vm = Vm::new(kvm, &memory, root)?;
@@ -89,7 +91,8 @@ impl Machine<Paused> {
         // After the vCPUs, whose local APICs exist only now.
         vm.restore_irqchips(&prepared.vm)?;
         (steps.vcpus)();
-        let devices = Devices::restore(&prepared.devices, memory.ram())?;
+        let backends = event_loop.backends(root.map(|root| root.len() as u64))?;
+        let devices = Devices::restore(&prepared.devices, backends, memory.ram().clone())?;
         connect(&vm, &devices)?;
         Ok(Self { core: Core { vm, memory, devices: Arc::new(devices) }, state: Paused { vcpus } })
     }
@@ -100,8 +103,8 @@ pub(super) fn connect(vm: &Vm, devices: &Devices) -> Result<(), vm::Error> {
     for (gsi, event) in devices.interrupts() {
         vm.connect_interrupt(event, gsi)?;
     }
-    for (gpa, queue, event) in devices.doorbells() {
-        vm.connect_doorbell(event, gpa, queue)?;
+    for kick in devices.kicks() {
+        vm.connect_kick(kick.fd, kick.gpa)?;
     }
     Ok(())
 }

@@ -70,7 +70,8 @@ impl Machine<Paused> {
     /// When there is no vCPU `lead`.
     pub fn resume(self, lead: u8, observer: Arc<dyn Observer>) -> Result<Machine<Running>, Error> {
         let Machine { core, state: Paused { vcpus } } = self;
-        let (mut leads, others): (Vec<Vcpu>, Vec<Vcpu>) = vcpus.into_iter().partition(|vcpu| vcpu.id() == lead);
+        let (mut leads, others): (Vec<Vcpu>, Vec<Vcpu>) =
+            vcpus.into_iter().partition(|vcpu| vcpu.id() == lead);
         let mut lead = leads.pop().expect("the lead was validated");
         let (kickable, lead_kick) = Kickable::enter(lead.fd_mut());
         let shared = Arc::new(Shared {
@@ -165,7 +166,11 @@ impl Shared {
         match call.call {
             hypercall::FORKPOINT => match Forkpoint::locate(vcpu, &self.ram, call.first, call.second)? {
                 Some(forkpoint) => Ok(Halt::Forkpoint(forkpoint)),
-                None => Ok(Halt::Ended(StopReason::AgentFailed("its mailbox is not in memory".into()))),
+                None => {
+                    let Hypercall { first, second, .. } = call;
+                    let message = format!("its mailbox ({second} bytes at {first:#x}) is not in memory");
+                    Ok(Halt::Ended(StopReason::AgentFailed(message)))
+                }
             },
             hypercall::FAIL => {
                 let message = super::forkpoint::read_text(vcpu, &self.ram, call.first, call.second)?;

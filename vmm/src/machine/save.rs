@@ -67,7 +67,7 @@ impl Machine<Paused> {
     ) -> Result<(), Error> {
         let state = self.save(forkpoint, msr_list)?;
         let writer = SnapshotWriter::from_fd(directory)?;
-        let root = if state.devices.has_root() { Some(writer.adopt_root()?) } else { None };
+        let root = if state.devices.pmem.is_some() { Some(writer.adopt_root()?) } else { None };
         let memory = self.memory();
         let read = |offset, buffer: &mut [u8]| memory.read_image(offset, buffer).map_err(io::Error::other);
         let compression = Compression { level: about.compression, threads: 0 };
@@ -76,7 +76,7 @@ impl Machine<Paused> {
             format: snapshot::FORMAT,
             tool: concat!("forkling ", env!("CARGO_PKG_VERSION")).into(),
             created: clock::wall_ns() / 1_000_000_000,
-            host: host_tags(),
+            host: host_tags(&state.vcpus[0]),
             memory_bytes: memory.bytes(),
             vcpus: state.vcpus.len() as u8,
             cpu: about.cpu,
@@ -90,8 +90,8 @@ impl Machine<Paused> {
     }
 }
 
-fn host_tags() -> HostTags {
-    let vendor = cpuid::host_vendor();
+fn host_tags(vcpu: &VcpuState) -> HostTags {
+    let vendor = cpuid::vendor(vcpu.cpuid());
     let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
     HostTags { arch: std::env::consts::ARCH.into(), cpu_vendor: vendor, kernel, kvm: host::kvm_flavour() }
 }

@@ -7,9 +7,25 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use rustix::fs::OFlags;
 use rustix::ioctl::{Opcode, Updater, ioctl, opcode};
 use rustix::mm::UserfaultfdFlags;
-use userfaultfd::{Error, Event, EventBuffer, FaultKind, FeatureFlags, ReadWrite, UffdBuilder};
+use userfaultfd::{Event, EventBuffer, FaultKind, FeatureFlags, ReadWrite, UffdBuilder};
 
-use super::memfd::SealedMemory;
+use super::{mapping::Mapping, memfd::SealedMemory};
+
+/// Why the faults of a process cannot be handed to the pager.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kernel gives this process no userfaultfd.
+    #[error("userfaultfd is not available: {0}; allow access to /dev/userfaultfd, or load templates eagerly")]
+    Create(io::Error),
+    /// The mapping is not of a kind that can be paged in.
+    #[error("cannot watch {len} bytes of guest memory for missing pages: {source}; load templates eagerly")]
+    Register {
+        /// Length of the mapping.
+        len: usize,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
 
 /// Whose faults a userfaultfd has to deliver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +73,7 @@ impl Uffd {
             .create();
         match built {
             // The device is there but not for us; the system call has rules of its own.
-            Err(Error::OpenDevUserfaultfd(_)) => Self::by_system_call(scope),
+            Err(userfaultfd::Error::OpenDevUserfaultfd(_)) => Self::by_system_call(scope),
             result => Ok(Self(result.map_err(io_error)?)),
         }
     }
@@ -76,6 +92,15 @@ impl Uffd {
         // SAFETY: the kernel reads and writes `handshake` only.
         unsafe { ioctl(&fd, request) }?;
         Ok(Self::adopt(fd))
+    }
+
+    /// One that delivers all faults on missing pages of a private mapping of an image. The fork keeps it open for
+    /// life: when the last descriptor is closed, the kernel lets waiting threads go on with zeros instead of memory.
+    pub fn for_missing(mapping: &Mapping) -> Result<Self, Error> {
+        let uffd = Self::new(Scope::UserAndKernel).map_err(Error::Create)?;
+        uffd.register_missing(mapping.address(), mapping.len() as u64)
+            .map_err(|source| Error::Register { len: mapping.len(), source })?;
+        Ok(uffd)
     }
 
     /// One made by another process for its own memory. Anything that is no userfaultfd is refused, so that a hostile
@@ -196,8 +221,10 @@ impl Inserter {
         let copied = unsafe { self.uffd.copy(pages.as_ptr().cast(), to as *mut _, pages.len(), true) };
         match copied {
             // The library hands on the kernel's count as it is, which is a negated error when nothing was copied.
-            Err(Error::PartiallyCopied(count)) if (1..=pages.len()).contains(&count) => Ok(count),
-            Err(Error::PartiallyCopied(_)) => Err(io::Error::from_raw_os_error(libc::EAGAIN)),
+            Err(userfaultfd::Error::PartiallyCopied(count)) if (1..=pages.len()).contains(&count) => {
+                Ok(count)
+            }
+            Err(userfaultfd::Error::PartiallyCopied(_)) => Err(io::Error::from_raw_os_error(libc::EAGAIN)),
             result => result.map_err(io_error),
         }
     }
@@ -223,13 +250,13 @@ struct ApiHandshake {
     ioctls: u64,
 }
 
-fn io_error(error: Error) -> io::Error {
+fn io_error(error: userfaultfd::Error) -> io::Error {
     match error {
-        Error::CopyFailed(errno) | Error::SystemError(errno) | Error::ZeropageFailed(errno) => {
-            io::Error::from_raw_os_error(errno as i32)
-        }
-        Error::OpenDevUserfaultfd(error) => error,
-        Error::ReadEof => io::ErrorKind::UnexpectedEof.into(),
+        userfaultfd::Error::CopyFailed(errno)
+        | userfaultfd::Error::SystemError(errno)
+        | userfaultfd::Error::ZeropageFailed(errno) => io::Error::from_raw_os_error(errno as i32),
+        userfaultfd::Error::OpenDevUserfaultfd(error) => error,
+        userfaultfd::Error::ReadEof => io::ErrorKind::UnexpectedEof.into(),
         error => io::Error::other(error),
     }
 }

@@ -13,7 +13,7 @@ pub mod features;
 mod topology;
 mod xsave;
 
-pub use compat::{Incompatible, compatible};
+pub use compat::{Incompatible, compatible, vendor};
 pub use entries::{CpuidEntries, Leaf, MalformedLeaf, Register};
 
 use kvm_bindings::CpuId;

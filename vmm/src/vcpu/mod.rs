@@ -1,16 +1,23 @@
 //! One virtual CPU: its state, its CPUID, and one exit at a time.
 
 pub mod cpuid;
+mod paging;
 mod run;
 mod state;
 
 pub use run::{Hypercall, Stop};
 pub use state::{PreparedVcpu, VcpuState};
 
-use kvm_bindings::CpuId;
+use std::sync::Arc;
+
+use cpuid::CpuidEntries;
+use kvm_bindings::{CpuId, Msrs, kvm_fpu, kvm_msr_entry, kvm_regs, kvm_sregs};
 use kvm_ioctls::{Kvm, SyncReg, VcpuFd};
 
-use crate::vm::{self, Vm};
+use crate::{
+    memory::GuestRam,
+    vm::{self, Vm},
+};
 
 /// Why a vCPU could not be made, saved, restored or run.
 #[derive(Debug, thiserror::Error)]
@@ -50,14 +57,20 @@ pub struct Vcpu {
     fd: VcpuFd,
     id: u8,
     xsave_size: usize,
+    cpuid: Arc<CpuidEntries>,
 }
 
 impl Vcpu {
-    /// Makes vCPU `id` of `vm` with its CPUID.
-    pub fn new(vm: &Vm, id: u8, cpuid: &CpuId) -> Result<Self, Error> {
-        let mut vcpu = Self { fd: vm.create_vcpu(id)?, id, xsave_size: vm.xsave_size() };
+    /// Makes vCPU `id` of `vm`, which sees `cpuid`.
+    pub fn new(vm: &Vm, id: u8, cpuid: CpuidEntries) -> Result<Self, Error> {
+        let entries = cpuid.to_kvm().map_err(|_| Error::BadState { vcpu: id, field: "cpuid" })?;
+        Self::with_cpuid(vm, id, Arc::new(cpuid), &entries)
+    }
+
+    fn with_cpuid(vm: &Vm, id: u8, cpuid: Arc<CpuidEntries>, entries: &CpuId) -> Result<Self, Error> {
+        let mut vcpu = Self { fd: vm.create_vcpu(id)?, id, xsave_size: vm.xsave_size(), cpuid };
         // Before everything else: MSRs and extended state are checked against it.
-        vcpu.fd.set_cpuid2(cpuid).map_err(vcpu.kvm("KVM_SET_CPUID2"))?;
+        vcpu.fd.set_cpuid2(entries).map_err(vcpu.kvm("KVM_SET_CPUID2"))?;
         // Hypercalls carry their arguments in registers; this spares an ioctl for each.
         vcpu.fd.set_sync_valid_reg(SyncReg::Register);
         Ok(vcpu)
@@ -68,9 +81,18 @@ impl Vcpu {
         self.id
     }
 
-    /// Raw access for setting the registers with which a template boots.
-    pub fn fd(&self) -> &VcpuFd {
-        &self.fd
+    /// Sets the registers at which a template begins; `mode` changes the system registers from their reset values.
+    pub fn set_entry(&self, regs: &kvm_regs, mode: impl FnOnce(&mut kvm_sregs)) -> Result<(), Error> {
+        let mut sregs = self.fd.get_sregs().map_err(self.kvm("KVM_GET_SREGS"))?;
+        mode(&mut sregs);
+        self.fd.set_sregs(&sregs).map_err(self.kvm("KVM_SET_SREGS"))?;
+        self.fd.set_regs(regs).map_err(self.kvm("KVM_SET_REGS"))
+    }
+
+    /// Sets what a kernel expects of a processor that firmware has prepared.
+    pub fn set_boot_values(&self, fpu: &kvm_fpu, msrs: &[kvm_msr_entry]) -> Result<(), Error> {
+        self.fd.set_fpu(fpu).map_err(self.kvm("KVM_SET_FPU"))?;
+        self.set_msrs(&Msrs::from_entries(msrs).expect("a few entries"))
     }
 
     /// The descriptor, to make its thread kickable.
@@ -79,9 +101,9 @@ impl Vcpu {
     }
 
     /// Guest-physical address that the vCPU's page tables give for `gva`, or `None` if it is not mapped.
-    pub fn translate(&self, gva: u64) -> Result<Option<u64>, Error> {
-        let translation = self.fd.translate_gva(gva).map_err(self.kvm("KVM_TRANSLATE"))?;
-        Ok((translation.valid != 0).then_some(translation.physical_address))
+    pub fn translate(&self, ram: &GuestRam, gva: u64) -> Result<Option<u64>, Error> {
+        let sregs = self.fd.get_sregs().map_err(self.kvm("KVM_GET_SREGS"))?;
+        Ok(paging::translate(ram, sregs.cr3, gva))
     }
 
     fn kvm(&self, call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error + use<> {

@@ -3,13 +3,15 @@
 //! The orders are Firecracker's; every line says what breaks without it. The list of MSRs comes from KVM itself,
 //! never from us (KVM developers in virt-pvm issue 2), with the memory-type registers added that it leaves out.
 
+use std::sync::Arc;
+
 use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state,
-    kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
+    CpuId, Msrs, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs,
+    kvm_vcpu_events, kvm_xcrs,
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Error, Vcpu};
+use super::{Error, Vcpu, cpuid::CpuidEntries};
 use crate::{
     snapshot::blob,
     sys::{cpu, kvm::XsaveArea},
@@ -51,8 +53,7 @@ pub struct VcpuState {
     debug_regs: kvm_debugregs,
     #[serde(with = "blob")]
     lapic: kvm_lapic_state,
-    #[serde(with = "blob::list")]
-    cpuid: Vec<kvm_cpuid_entry2>,
+    cpuid: Arc<CpuidEntries>,
     tsc_khz: u32,
     #[serde(with = "blob::list")]
     msrs: Vec<kvm_msr_entry>,
@@ -71,7 +72,7 @@ pub struct PreparedVcpu {
 
 impl VcpuState {
     /// The CPUID the guest sees.
-    pub fn cpuid(&self) -> &[kvm_cpuid_entry2] {
+    pub fn cpuid(&self) -> &CpuidEntries {
         &self.cpuid
     }
 
@@ -87,7 +88,7 @@ impl VcpuState {
             // QEMU's I/O permission check wants an available TSS; with KVM's busy one every user-mode `out` faults.
             self.sregs.tr.type_ = TSS_AVAILABLE;
         }
-        let cpuid = CpuId::from_entries(&self.cpuid).map_err(|_| bad("cpuid"))?;
+        let cpuid = self.cpuid.to_kvm().map_err(|_| bad("cpuid"))?;
         let xsave = XsaveArea::from_bytes(xsave_size, &self.xsave).ok_or_else(|| bad("xsave"))?;
         // The deadline sticks only when the timer mode in the LAPIC and the counter are already there; it and the
         // counter are set again at activation.
@@ -108,7 +109,7 @@ impl VcpuState {
 impl Vcpu {
     /// Saves the vCPU. All vCPUs of the VM are stopped, and the last exit is completed ([`Vcpu::complete_exit`]).
     pub fn save(&self, msr_list: &[u32]) -> Result<VcpuState, Error> {
-        let Self { fd, id: _, xsave_size } = self;
+        let Self { fd, id: _, xsave_size, cpuid } = self;
         // First: it may still deliver a pending INIT or SIPI and so change everything below.
         let mp_state = fd.get_mp_state().map_err(self.kvm("KVM_GET_MP_STATE"))?;
         let regs = fd.get_regs().map_err(self.kvm("KVM_GET_REGS"))?;
@@ -118,17 +119,18 @@ impl Vcpu {
         let debug_regs = fd.get_debug_regs().map_err(self.kvm("KVM_GET_DEBUGREGS"))?;
         let lapic = fd.get_lapic().map_err(self.kvm("KVM_GET_LAPIC"))?;
         let tsc_khz = fd.get_tsc_khz().map_err(self.kvm("KVM_GET_TSC_KHZ"))?;
-        let cpuid = fd.get_cpuid2(KVM_MAX_CPUID_ENTRIES).map_err(self.kvm("KVM_GET_CPUID2"))?;
+        // As it was given, not as KVM_GET_CPUID2 tells it: KVM works out the bits that change at run time by itself,
+        // and PVM adds what user mode sees anyway, which no host could be asked to give.
+        let cpuid = cpuid.clone();
         let msrs = self.save_msrs(msr_list)?;
         // Last: reading the LAPIC or an MSR may change pending events.
         let events = fd.get_vcpu_events().map_err(self.kvm("KVM_GET_VCPU_EVENTS"))?;
-        let cpuid = cpuid.as_slice().to_vec();
         Ok(VcpuState { mp_state, regs, sregs, xsave, xcrs, debug_regs, lapic, cpuid, tsc_khz, msrs, events })
     }
 
     /// Makes vCPU `id` with all its state but the clock.
     pub fn restore(vm: &Vm, id: u8, prepared: &PreparedVcpu) -> Result<Self, Error> {
-        let vcpu = Self::new(vm, id, &prepared.cpuid)?;
+        let vcpu = Self::with_cpuid(vm, id, prepared.state.cpuid.clone(), &prepared.cpuid)?;
         let state = &prepared.state;
         let fd = &vcpu.fd;
         vcpu.set_tsc_frequency(state.tsc_khz)?;
@@ -190,7 +192,7 @@ impl Vcpu {
     }
 
     /// Writes MSRs; KVM stops at the first it rejects and says how many it took.
-    fn set_msrs(&self, msrs: &Msrs) -> Result<(), Error> {
+    pub(super) fn set_msrs(&self, msrs: &Msrs) -> Result<(), Error> {
         let entries = msrs.as_slice();
         let mut written = self.fd.set_msrs(msrs).map_err(self.kvm("KVM_SET_MSRS"))?;
         while written < entries.len() {

@@ -74,10 +74,10 @@ impl Vm {
         self.fd.register_irqfd(event, gsi).map_err(kvm("KVM_IRQFD"))
     }
 
-    /// Signals `event` when the guest writes the 32-bit `value` to `gpa`, without leaving the kernel.
-    pub fn connect_doorbell(&self, event: &EventFd, gpa: u64, value: u32) -> Result<(), Error> {
+    /// Signals `event` when the guest writes any 32-bit value to `gpa`, without leaving the kernel.
+    pub fn connect_kick(&self, event: &EventFd, gpa: u64) -> Result<(), Error> {
         let address = kvm_ioctls::IoEventAddress::Mmio(gpa);
-        self.fd.register_ioevent(event, &address, value).map_err(kvm("KVM_IOEVENTFD"))
+        self.fd.register_ioevent(event, &address, kvm_ioctls::NoDatamatch).map_err(kvm("KVM_IOEVENTFD"))
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 use crate::{
     channel::Channel,
     devices::Devices,
-    machine::{Observer, Source},
+    machine::{ConsoleReader, Observer, Source},
     protocol::{FromFork, Stamps, ToFork},
 };
 
@@ -24,12 +24,13 @@ pub struct SaveRequest {
 pub struct Control {
     channel: Arc<Channel>,
     saves: Sender<SaveRequest>,
+    console: ConsoleReader,
 }
 
 impl Control {
     /// Save requests go to `saves`, whose receiver is the lead vCPU's thread.
     pub fn new(channel: Arc<Channel>, saves: Sender<SaveRequest>) -> Self {
-        Self { channel, saves }
+        Self { channel, saves, console: ConsoleReader::default() }
     }
 }
 
@@ -43,7 +44,10 @@ impl Source for Control {
             match self.channel.try_receive() {
                 Ok(Some((ToFork::Connect { port }, fds))) => {
                     for stream in fds {
-                        devices.vsock_connect(port, stream);
+                        if let Err(error) = devices.connect(port, stream) {
+                            // The stream is closed, which is what its other side waits for.
+                            tracing::debug!(port, %error, "vsock connection refused");
+                        }
                     }
                 }
                 Ok(Some((ToFork::Save { mailbox }, fds))) => {
@@ -52,7 +56,9 @@ impl Source for Control {
                         let _ = self.saves.send(SaveRequest { mailbox: mailbox.clone(), directory });
                     }
                 }
-                Err(crate::channel::Error::Io(error)) if error.kind() == std::io::ErrorKind::WouldBlock => return,
+                Err(crate::channel::Error::Io(error)) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    return;
+                }
                 // The daemon is gone or of another build: nobody can use this fork any more.
                 Ok(None | Some((ToFork::Activate { .. }, _))) | Err(_) => std::process::exit(1),
             }
@@ -60,7 +66,7 @@ impl Source for Control {
     }
 
     fn after_round(&mut self, devices: &Devices) {
-        if let Some(text) = devices.take_console() {
+        while let Some(text) = self.console.read(devices) {
             // A daemon that does not keep up loses console text, never the fork.
             let _ = self.channel.try_send(&FromFork::Console(text));
         }

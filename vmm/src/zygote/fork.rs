@@ -16,7 +16,7 @@ use super::{
 use crate::{
     channel::Channel,
     clock,
-    machine::{self, About, EventLoop, Forkpoint, Halt, Machine, Paused, RunningLoop, Steps},
+    machine::{self, About, EventLoopSeed, Forkpoint, Halt, Machine, Paused, RunningLoop, Steps},
     protocol::{FromFork, Stamps, StopReason, ToFork},
     sys::uffd::Uffd,
 };
@@ -42,7 +42,13 @@ enum Error {
 }
 
 /// Runs the fork in the new process and ends it.
-pub fn run(zygote: &Zygote, zygote_control: &mut Channel, control: Channel, lazy: bool, mut stamps: Stamps) -> ! {
+pub fn run(
+    zygote: &Zygote,
+    zygote_control: &mut Channel,
+    control: Channel,
+    lazy: bool,
+    mut stamps: Stamps,
+) -> ! {
     stamps.forked = clock::monotonic_ns();
     let control = Arc::new(control);
     let Err(error) = live(zygote, zygote_control, &control, lazy, stamps);
@@ -74,11 +80,12 @@ fn live(
         vm: &mut || stamps.vm = clock::monotonic_ns(),
         vcpus: &mut || stamps.vcpus = clock::monotonic_ns(),
     };
-    let machine =
-        Machine::restore(&zygote.kvm, &zygote.machine, zygote.memory.clone(), zygote.root.as_ref(), steps)?;
+    let seed = EventLoopSeed::new()?;
+    let Zygote { kvm, machine: prepared, memory, root, .. } = zygote;
+    let machine = Machine::restore(kvm, prepared, memory.clone(), root.as_ref(), &seed, steps)?;
     let (send_saves, saves) = mpsc::channel();
     let source = Box::new(Control::new(control.clone(), send_saves));
-    let event_loop = EventLoop::new(machine.devices().clone(), source)?.start()?;
+    let event_loop = seed.serve(machine.devices().clone(), source).start()?;
     stamps.restored = clock::monotonic_ns();
     control.send(&FromFork::Parked(stamps), &[])?;
 
@@ -150,6 +157,7 @@ fn become_child_of_daemon(zygote: &Zygote, zygote_control: &mut Channel) -> Resu
 fn announce_faults(zygote: &Zygote, control: &Channel) -> Result<Uffd, Error> {
     let mapping = zygote.memory.mapping();
     let uffd = Uffd::for_missing(mapping)?;
-    control.send(&FromFork::Faults { base: mapping.address(), len: mapping.len() as u64 }, &[uffd.as_fd()])?;
+    control
+        .send(&FromFork::Faults { base: mapping.address(), len: mapping.len() as u64 }, &[uffd.as_fd()])?;
     Ok(uffd)
 }

@@ -96,7 +96,7 @@ fn lower(register: Register) -> &'static str {
 }
 
 /// Vendor string of leaf 0, printable characters only.
-fn vendor(entries: &CpuidEntries) -> String {
+pub fn vendor(entries: &CpuidEntries) -> String {
     let bytes = entries.get(0, 0).map(|leaf| [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes));
     let bytes = bytes.unwrap_or_default();
     bytes.as_flattened().iter().map(|b| if b.is_ascii_graphic() { *b as char } else { '?' }).collect()

@@ -1,0 +1,128 @@
+//! The forkpoint: stop, be forked, take the new identity, acknowledge.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use forkling_proto::mailbox;
+
+use crate::command::Environment;
+use crate::identity::{self, Applier};
+use crate::quiet::{self, Quiet};
+use crate::reap::Reaper;
+use crate::run::{self, Role};
+use crate::sys::hypercall::Port;
+use crate::sys::mailbox::Mailbox;
+use crate::waiters::Waiters;
+
+/// How long one on-fork hook may take.
+const HOOK_LIMIT: Duration = Duration::from_secs(30);
+
+/// Why the guest did not stop; it is as it was before.
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    /// Other programs could not be kept from running.
+    #[error("the guest cannot be made quiet for a forkpoint")]
+    Quiet(#[from] quiet::Error),
+    /// Files that identity is written to could not be opened.
+    #[error("identity could not be applied after a forkpoint")]
+    Identity(#[from] identity::Error),
+    /// The waiting programs could not be taken in.
+    #[error("cannot accept on the forkpoint socket")]
+    Waiters(#[source] io::Error),
+    /// The hypercall port is not permitted.
+    #[error("cannot use the hypercall port")]
+    Port(#[source] io::Error),
+}
+
+/// Why a fork cannot be served. Nothing may be done in it any more.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The host left no identity.
+    #[error(transparent)]
+    Mailbox(#[from] mailbox::Error),
+    /// The identity was not applied.
+    #[error("cannot apply the fork's identity")]
+    Identity(#[from] identity::Error),
+    /// A hook failed.
+    #[error(transparent)]
+    Hook(#[from] run::Error),
+    /// The hypercall port is not permitted.
+    #[error("cannot use the hypercall port")]
+    Port(#[source] io::Error),
+}
+
+/// What a forkpoint needs, made before the first.
+#[derive(Debug)]
+pub struct Forkpoint {
+    mailbox: Mailbox,
+    waiters: Waiters,
+    hooks: Vec<Vec<String>>,
+    /// Environment of the template, without any fork's own.
+    template: Environment,
+}
+
+/// The guest is quiet, everything is open; only the hypercall is left.
+#[derive(Debug)]
+pub struct Prepared {
+    applier: Applier,
+    port: Port,
+    quiet: Quiet,
+}
+
+impl Forkpoint {
+    /// Allocates the mailbox. `hooks` run in every fork.
+    pub fn new(waiters: Waiters, hooks: Vec<Vec<String>>, template: Environment) -> io::Result<Self> {
+        Ok(Self { mailbox: Mailbox::new()?, waiters, hooks, template })
+    }
+
+    /// Makes the guest ready to stop.
+    pub fn prepare(&mut self) -> Result<Prepared, PrepareError> {
+        rustix::fs::sync();
+        let applier = Applier::open()?;
+        let quiet = Quiet::begin()?;
+        self.waiters.gather().map_err(PrepareError::Waiters)?;
+        let port = Port::open().map_err(PrepareError::Port)?;
+        Ok(Prepared { applier, port, quiet })
+    }
+
+    /// Stops at the forkpoint. Returns in every fork, with its identity applied and acknowledged and its environment
+    /// in `environment`.
+    pub fn pass(
+        &mut self,
+        prepared: Prepared,
+        reaper: &mut Reaper,
+        environment: &mut Environment,
+    ) -> Result<(), Error> {
+        let Prepared { mut applier, port, quiet } = prepared;
+        self.mailbox.clear();
+        port.forkpoint(&mut self.mailbox);
+        let decoded = mailbox::decode(self.mailbox.bytes());
+        self.mailbox.clear();
+        let (header, identity) = decoded?;
+        applier.apply(&header, &identity)?;
+        environment.clone_from(&self.template);
+        environment.extend(identity.env);
+        let port = if self.hooks.is_empty() {
+            port
+        } else {
+            // Hooks are programs and may need others; none may inherit the port.
+            drop(port);
+            drop(quiet);
+            self.run_hooks(reaper, environment)?;
+            Port::open().map_err(Error::Port)?
+        };
+        self.waiters.release(header.generation);
+        port.acknowledge(header.generation, header.nonce);
+        // Before `quiet` ends, so that no program starts another one while the port is held.
+        drop(port);
+        Ok(())
+    }
+
+    fn run_hooks(&self, reaper: &mut Reaper, environment: &Environment) -> Result<(), Error> {
+        for hook in &self.hooks {
+            let deadline = Instant::now() + HOOK_LIMIT;
+            run::to_end(Role::Hook, hook, environment, reaper, deadline)?;
+        }
+        Ok(())
+    }
+}

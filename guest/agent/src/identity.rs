@@ -1,0 +1,150 @@
+//! Giving a fork its identity: random numbers, clock, host name, machine id, generation.
+//!
+//! All files are opened before the freeze, so that a fork only writes them. In-place writes are as good as
+//! renames: no other program runs in between (see [`crate::quiet`]).
+//!
+//! What this cannot reach is random state inside a program's own memory (a seeded Mersenne Twister, a TLS library's
+//! pool): such programs need an on-fork hook, or wait on [`config::FORKPOINT_SOCKET`] and reseed when it answers.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use forkling_proto::config;
+use forkling_proto::mailbox::{Header, Identity};
+use rustix::fs::OFlags;
+use rustix::time::{ClockId, Timespec};
+
+use crate::sys::random::Random;
+
+const MACHINE_ID: &str = "/etc/machine-id";
+const DBUS_MACHINE_ID: &str = "/var/lib/dbus/machine-id";
+const HOSTNAME: &str = "/etc/hostname";
+
+/// Why a fork could not be given its identity; such a fork must not be served.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file that shows identity cannot be opened for writing.
+    #[error("cannot open {path}")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Reason.
+        source: io::Error,
+    },
+    /// A file that shows identity cannot be written.
+    #[error("cannot write {path}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Reason.
+        source: io::Error,
+    },
+    /// The fork would share random numbers with its siblings.
+    #[error("cannot reseed the kernel's random numbers")]
+    Reseed(#[source] io::Error),
+    /// The wall clock was refused.
+    #[error("cannot set the clock to {0} ns since 1970")]
+    Clock(u64, #[source] io::Error),
+    /// The host name was refused.
+    #[error("cannot set the host name {0:?}")]
+    Hostname(String, #[source] io::Error),
+}
+
+/// Everything that is needed to apply an identity, opened.
+#[derive(Debug)]
+pub struct Applier {
+    random: Random,
+    generation: Slot,
+    machine_id: Slot,
+    dbus_machine_id: Option<Slot>,
+    hostname: Slot,
+}
+
+impl Applier {
+    /// Opens what [`Self::apply`] writes. Called anew before each freeze: the workload may have replaced a file.
+    pub fn open() -> Result<Self, Error> {
+        let random = Random::open().map_err(|source| Error::Open { path: "/dev/urandom".into(), source })?;
+        let dbus = Path::new(DBUS_MACHINE_ID);
+        let dbus_is_file = dbus.symlink_metadata().is_ok_and(|found| found.is_file());
+        Ok(Self {
+            random,
+            generation: Slot::open(config::GENERATION_FILE.as_ref())?,
+            machine_id: Slot::open(MACHINE_ID.as_ref())?,
+            dbus_machine_id: dbus_is_file.then(|| Slot::open(dbus)).transpose()?,
+            hostname: Slot::open(HOSTNAME.as_ref())?,
+        })
+    }
+
+    /// Applies an identity; random numbers come first, as every later step might draw some.
+    pub fn apply(&mut self, header: &Header, identity: &Identity) -> Result<(), Error> {
+        self.random.reseed(&header.entropy).map_err(Error::Reseed)?;
+        let now = Timespec {
+            tv_sec: (header.wall_clock_ns / 1_000_000_000) as i64,
+            tv_nsec: (header.wall_clock_ns % 1_000_000_000) as i64,
+        };
+        rustix::time::clock_settime(ClockId::Realtime, now)
+            .map_err(|errno| Error::Clock(header.wall_clock_ns, errno.into()))?;
+        rustix::system::sethostname(identity.hostname.as_bytes())
+            .map_err(|errno| Error::Hostname(identity.hostname.clone(), errno.into()))?;
+        self.hostname.write(format_args!("{}\n", identity.hostname))?;
+        self.machine_id.write(format_args!("{}\n", identity.machine_id))?;
+        if let Some(slot) = &mut self.dbus_machine_id {
+            slot.write(format_args!("{}\n", identity.machine_id))?;
+        }
+        self.generation.write(format_args!("{}\n", header.generation))
+    }
+}
+
+/// A small file whose whole content is replaced.
+#[derive(Debug)]
+struct Slot {
+    path: PathBuf,
+    file: File,
+    len: u64,
+    line: String,
+}
+
+impl Slot {
+    fn open(path: &Path) -> Result<Self, Error> {
+        let failed = |source| Error::Open { path: path.to_owned(), source };
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent).map_err(failed)?;
+        }
+        // A symbolic link could lead anywhere, /dev/null included; a link is replaced by a file.
+        if path.symlink_metadata().is_ok_and(|found| found.is_symlink()) {
+            std::fs::remove_file(path).map_err(failed)?;
+        }
+        let no_follow = OFlags::NOFOLLOW.bits() as i32;
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o644)
+            .custom_flags(no_follow)
+            .open(path)
+            .map_err(failed)?;
+        let len = file.metadata().map_err(failed)?.len();
+        Ok(Self { path: path.to_owned(), file, len, line: String::with_capacity(80) })
+    }
+
+    fn write(&mut self, content: std::fmt::Arguments<'_>) -> Result<(), Error> {
+        self.line.clear();
+        std::fmt::Write::write_fmt(&mut self.line, content).expect("writing to a String succeeds");
+        self.put().map_err(|source| Error::Write { path: self.path.clone(), source })
+    }
+
+    fn put(&mut self) -> io::Result<()> {
+        self.file.write_all_at(self.line.as_bytes(), 0)?;
+        let len = self.line.len() as u64;
+        if len < self.len {
+            self.file.set_len(len)?;
+        }
+        self.len = len;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,105 @@
+//! The queues of a device while it works on them.
+
+use std::sync::atomic::Ordering;
+
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+
+use super::{Chain, Violation};
+use crate::memory::GuestRam;
+
+/// Most chains taken in one pass, so that a driver that never stops adding cannot hold the event loop.
+const BUDGET: u32 = 512;
+
+/// A device's view of its queues for the length of one pass.
+#[derive(Debug)]
+pub struct Queues<'a> {
+    ram: &'a GuestRam,
+    queues: &'a mut [Queue],
+    used: u32,
+    budget: u32,
+}
+
+impl<'a> Queues<'a> {
+    /// A pass over `queues`, at most 32.
+    pub(super) fn new(ram: &'a GuestRam, queues: &'a mut [Queue]) -> Self {
+        assert!(queues.len() <= 32, "one bit per queue");
+        Self { ram, queues, used: 0, budget: BUDGET }
+    }
+
+    /// Guest memory, to read and write chains.
+    pub fn ram(&self) -> &'a GuestRam {
+        self.ram
+    }
+
+    /// Takes the next chain of queue `index`. `None`: there is none now and the driver will kick when it adds one
+    /// (or this pass took enough and goes on by itself).
+    pub fn pop(&mut self, index: usize) -> Result<Option<Chain>, Violation> {
+        let queue = &mut self.queues[index];
+        if !queue.ready() || self.budget == 0 {
+            return Ok(None);
+        }
+        loop {
+            let next = queue.iter(self.ram).map_err(|_| Violation::Ring(index))?.next();
+            if let Some(descriptors) = next {
+                self.budget -= 1;
+                let chain = Chain::new(descriptors, self.ram, queue.size());
+                return chain.map(Some).map_err(|_| Violation::Chain(index));
+            }
+            let more = queue.enable_notification(self.ram).map_err(|_| Violation::Ring(index))?;
+            if !more {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Gives back, unused, the chain that [`Self::pop`] returned last for queue `index`.
+    pub fn undo_pop(&mut self, index: usize) {
+        self.queues[index].go_to_previous_position();
+    }
+
+    /// Completes `chain` of queue `index` with `len` bytes written into it.
+    pub fn push_used(&mut self, index: usize, chain: &Chain, len: usize) -> Result<(), Violation> {
+        let len = u32::try_from(len).map_err(|_| Violation::Chain(index))?;
+        self.queues[index].add_used(self.ram, chain.head(), len).map_err(|_| Violation::Ring(index))?;
+        self.used |= 1 << index;
+        Ok(())
+    }
+
+    /// Position in the available ring of queue `index` up to which the driver has added chains.
+    pub fn added(&self, index: usize) -> Result<u16, Violation> {
+        let added = self.queues[index].avail_idx(self.ram, Ordering::Acquire);
+        added.map(|position| position.0).map_err(|_| Violation::Ring(index))
+    }
+
+    /// Asks for a kick when the driver adds a chain to queue `index` at `position` or later, though chains from
+    /// before are not taken yet. True: it has added one already.
+    pub fn ask_kick(&mut self, index: usize, position: u16) -> Result<bool, Violation> {
+        let queue = &mut self.queues[index];
+        // The library only asks for a kick at the next chain it would take.
+        let next = queue.next_avail();
+        queue.set_next_avail(position);
+        let added = queue.enable_notification(self.ram);
+        queue.set_next_avail(next);
+        added.map_err(|_| Violation::Ring(index))
+    }
+
+    /// Ends the pass: whether the driver wants an interrupt, and whether work was left for another pass.
+    pub(super) fn finish(self) -> Result<Outcome, Violation> {
+        let mut interrupt = false;
+        for (index, queue) in self.queues.iter_mut().enumerate() {
+            if self.used & (1 << index) != 0 {
+                interrupt |= queue.needs_notification(self.ram).map_err(|_| Violation::Ring(index))?;
+            }
+        }
+        Ok(Outcome { interrupt, unfinished: self.budget == 0 })
+    }
+}
+
+/// How a pass ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Outcome {
+    /// The driver wants to hear of completed chains.
+    pub interrupt: bool,
+    /// The budget ran out.
+    pub unfinished: bool,
+}

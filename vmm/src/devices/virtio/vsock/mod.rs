@@ -1,0 +1,428 @@
+//! virtio-vsock (virtio 1.2, 5.10), streams only, its host side in this process.
+//!
+//! A host stream (a connected stream socket) is joined with a guest port by [`Vsock::connect`]; a guest that connects
+//! to a host port gets what [`HostPorts`] has there. Everything runs on the event loop's thread, except a reset by
+//! the driver, which closes all streams on a vCPU's.
+//!
+//! Packets for the guest go out in the order: resets, control packets, data, each kind in turn over the connections.
+//! All are bounded: control packets are flags of their connection, resets are at most [`MAX_RESETS`] (then the guest's
+//! packets wait in its queue) plus one per connection, data stays in the host's socket until the guest has a buffer.
+//!
+//! The fast path of a new connection: REQUEST is put into the guest's queue and the interrupt raised before epoll
+//! hears of the socket; when the guest accepts, the first bytes are read without waiting for epoll, and the guest's
+//! answer is written likewise. One `epoll_ctl` per connection, one more when it ends.
+//!
+//! After a restore the guest is told by an event that its old connections are gone. Until it has dealt with that
+//! (it gives the event's buffer back), it gets no packet: the Linux driver ends every connection it knows of at that
+//! moment, new ones included.
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+
+use mio::{Registry, Token};
+
+use self::connection::{Connection, Gone, Phase, Readiness, Received};
+use self::packet::{GUEST_CID, HEADER_SIZE, HOST_CID, Header, Key, STREAM, op};
+use self::table::Table;
+use super::{Chain, Queues, Violation, VirtioDevice, copy_config};
+use crate::devices::Error;
+use crate::memory::GuestRam;
+
+pub mod connection;
+pub mod packet;
+pub mod state;
+pub mod table;
+#[cfg(test)]
+mod tests;
+
+pub use state::VsockState;
+pub use table::MAX_CONNECTIONS;
+
+const RX: usize = 0;
+const TX: usize = 1;
+const EVENT: usize = 2;
+
+/// Event "all connections are gone" (5.10.6.7), its id and length.
+const TRANSPORT_RESET: u32 = 0;
+const EVENT_SIZE: usize = 4;
+
+/// First port of host-made connections. Those below are left to services.
+pub const FIRST_HOST_PORT: u32 = 1 << 30;
+
+/// Resets that wait for the guest's queue before its packets are left alone.
+const MAX_RESETS: usize = 256;
+
+/// Most bytes moved in one step.
+const SCRATCH: usize = 64 * 1024;
+
+/// Who answers a guest that connects to the host.
+pub trait HostPorts: Send {
+    /// A connected stream socket for host port `port`, or `None` to refuse.
+    fn open(&mut self, port: u32) -> Option<OwnedFd>;
+}
+
+/// Host side of the device.
+pub struct Backend {
+    /// The event loop's epoll.
+    pub registry: Registry,
+    /// First of [`MAX_CONNECTIONS`] tokens that are the device's.
+    pub first_token: usize,
+    /// Host ports the guest may connect to; without, it is refused.
+    pub ports: Option<Box<dyn HostPorts>>,
+}
+
+impl std::fmt::Debug for Backend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Backend").field("ports", &self.ports.is_some()).finish_non_exhaustive()
+    }
+}
+
+/// Why the host cannot connect to the guest. The stream is closed.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// No driver.
+    #[error("the guest does not drive its vsock device; wait for its agent")]
+    NotReady,
+    /// The table is full.
+    #[error("the guest has {MAX_CONNECTIONS} connections, the most possible; close some")]
+    TooMany,
+    /// epoll refused the socket.
+    #[error("the stream cannot be watched, it must be a stream socket: {0}")]
+    Watch(std::io::Error),
+}
+
+/// Whether the guest may get packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Gate {
+    Open,
+    /// The reset event is to be put into the event queue.
+    Announce,
+    /// The guest has the event; it adds a chain here when it has dealt with it.
+    Await {
+        position: u16,
+    },
+}
+
+/// The device.
+#[derive(Debug)]
+pub struct Vsock {
+    backend: Backend,
+    table: Table,
+    last_port: u32,
+    gate: Gate,
+    resets: VecDeque<Key>,
+    scratch: Vec<u8>,
+}
+
+impl Vsock {
+    /// A device after power-on.
+    pub fn new(backend: Backend) -> Self {
+        Self {
+            backend,
+            table: Table::default(),
+            last_port: FIRST_HOST_PORT - 1,
+            gate: Gate::Open,
+            resets: VecDeque::new(),
+            scratch: Vec::new(),
+        }
+    }
+
+    /// Continues from a saved state, without its connections. Errors: a port the host never uses.
+    pub fn restore(state: &VsockState, backend: Backend) -> Result<Self, Error> {
+        state.validate()?;
+        let VsockState { last_port, had_connections } = *state;
+        let gate = if had_connections { Gate::Announce } else { Gate::Open };
+        Ok(Self { last_port, gate, ..Self::new(backend) })
+    }
+
+    /// Asks the guest's `port` for a connection with `stream`. Returns its slot, to be watched next.
+    pub fn connect(
+        &mut self,
+        queues: &mut Queues<'_>,
+        port: u32,
+        stream: OwnedFd,
+    ) -> Result<Result<usize, ConnectError>, Violation> {
+        if !self.table.has_room() {
+            return Ok(Err(ConnectError::TooMany));
+        }
+        let key = self.next_key(port);
+        let slot = self.table.insert(Connection::to_guest(key, stream));
+        self.fill_rx(queues)?;
+        Ok(Ok(slot))
+    }
+
+    fn next_key(&mut self, guest_port: u32) -> Key {
+        loop {
+            // The last port, all ones, means "any" to Linux.
+            let next = self.last_port + 1;
+            self.last_port = if next == u32::MAX { FIRST_HOST_PORT } else { next };
+            let key = Key { host_port: self.last_port, guest_port };
+            if self.table.find(key).is_none() {
+                return key;
+            }
+        }
+    }
+
+    /// Has epoll watch the stream in `slot`, which may be gone again.
+    pub fn watch(&mut self, slot: usize) -> Result<(), ConnectError> {
+        let Some(connection) = self.table.get(slot) else { return Ok(()) };
+        let watched = connection.watch(&self.backend.registry, Token(self.backend.first_token + slot));
+        watched.map_err(|error| {
+            self.abort(slot);
+            ConnectError::Watch(error)
+        })
+    }
+
+    /// epoll's news of the stream in `slot`.
+    pub fn on_ready(
+        &mut self,
+        queues: &mut Queues<'_>,
+        slot: usize,
+        ready: Readiness,
+    ) -> Result<(), Violation> {
+        if let Some(connection) = self.table.get(slot) {
+            match connection.on_ready(ready) {
+                Err(Gone) => self.abort(slot),
+                Ok(()) if connection.phase() == Phase::Draining && !connection.is_buffering() => {
+                    self.close(slot)
+                }
+                Ok(()) => self.table.schedule(slot),
+            }
+        }
+        self.fill_rx(queues)
+    }
+
+    /// Ends a connection for the host.
+    fn close(&mut self, slot: usize) {
+        if let Some(mut connection) = self.table.remove(slot) {
+            connection.unwatch(&self.backend.registry);
+        }
+    }
+
+    /// Ends a connection for both sides.
+    fn abort(&mut self, slot: usize) {
+        if let Some(connection) = self.table.get(slot)
+            && matches!(connection.phase(), Phase::Requested | Phase::Open)
+        {
+            self.resets.push_back(connection.key());
+        }
+        self.close(slot);
+    }
+
+    fn send_events(&mut self, queues: &mut Queues<'_>) -> Result<(), Violation> {
+        if self.gate == Gate::Announce
+            && let Some(chain) = queues.pop(EVENT)?
+        {
+            let event = TRANSPORT_RESET.to_le_bytes();
+            chain.write(queues.ram(), 0, &event).map_err(|_| Violation::Short(EVENT))?;
+            queues.push_used(EVENT, &chain, EVENT_SIZE)?;
+            self.gate = Gate::Await { position: queues.added(EVENT)? };
+        }
+        if let Gate::Await { position } = self.gate
+            && queues.ask_kick(EVENT, position)?
+        {
+            self.gate = Gate::Open;
+        }
+        Ok(())
+    }
+
+    /// Puts all packets there are into the guest's receive queue, as far as it has buffers.
+    fn fill_rx(&mut self, queues: &mut Queues<'_>) -> Result<(), Violation> {
+        while self.gate == Gate::Open && (!self.resets.is_empty() || self.table.has_turns()) {
+            let Some(chain) = queues.pop(RX)? else { break };
+            // A buffer without room for data could never carry any, and its stream would stand still.
+            if chain.writable_len() <= HEADER_SIZE {
+                return Err(Violation::Short(RX));
+            }
+            match self.next_packet(queues.ram(), &chain)? {
+                Some(len) => queues.push_used(RX, &chain, len)?,
+                None => queues.undo_pop(RX),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the next packet into `chain`. Returns its length, if there was one.
+    fn next_packet(&mut self, ram: &GuestRam, chain: &Chain) -> Result<Option<usize>, Violation> {
+        if let Some(key) = self.resets.pop_front() {
+            return write_header(ram, chain, key.header(op::RST)).map(Some);
+        }
+        while let Some(slot) = self.table.next_control() {
+            let header = self.table.get(slot).and_then(Connection::next_control);
+            self.table.schedule(slot);
+            if let Some(header) = header {
+                return write_header(ram, chain, header).map(Some);
+            }
+        }
+        while let Some(slot) = self.table.next_data() {
+            if let Some(len) = self.data_packet(ram, chain, slot)? {
+                return Ok(Some(len));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Writes data of the connection in `slot` into `chain`, if its stream has any.
+    fn data_packet(
+        &mut self,
+        ram: &GuestRam,
+        chain: &Chain,
+        slot: usize,
+    ) -> Result<Option<usize>, Violation> {
+        self.scratch.resize(SCRATCH, 0);
+        let Some(connection) = self.table.get(slot) else { return Ok(None) };
+        let most = connection.credit().min(chain.writable_len() - HEADER_SIZE).min(SCRATCH);
+        if !connection.may_have_data() {
+            return Ok(None);
+        }
+        let received = connection.receive(&mut self.scratch[..most]);
+        let packet = match received {
+            Ok(Received::Data(len)) => {
+                let header = connection.data_header(len);
+                let data = &self.scratch[..len];
+                chain.write(ram, HEADER_SIZE, data).map_err(|_| Violation::Short(RX))?;
+                Some(write_header(ram, chain, header)? + len)
+            }
+            Ok(Received::Nothing) => None,
+            Err(Gone) => {
+                self.abort(slot);
+                None
+            }
+        };
+        self.table.schedule(slot);
+        Ok(packet)
+    }
+
+    /// Takes the guest's packets. True: some are left, because too many answers wait for the guest.
+    fn drain_tx(&mut self, queues: &mut Queues<'_>) -> Result<bool, Violation> {
+        while self.resets.len() < MAX_RESETS {
+            let Some(chain) = queues.pop(TX)? else { return Ok(false) };
+            let mut bytes = [0; HEADER_SIZE];
+            chain.read(queues.ram(), 0, &mut bytes).map_err(|_| Violation::Short(TX))?;
+            self.take_packet(&Header::from_bytes(&bytes), queues.ram(), &chain);
+            queues.push_used(TX, &chain, 0)?;
+        }
+        Ok(true)
+    }
+
+    /// Acts on one packet of the guest.
+    fn take_packet(&mut self, header: &Header, ram: &GuestRam, chain: &Chain) {
+        if header.src_cid != GUEST_CID || header.dst_cid != HOST_CID {
+            return;
+        }
+        let key = Key::of_guest_packet(header);
+        let slot = self.table.find(key).filter(|_| header.kind == STREAM);
+        match (slot, header.op) {
+            (None, op::RST) => {}
+            (None, op::REQUEST) if header.kind == STREAM => self.accept(key, header),
+            (None, _) => self.resets.push_back(key),
+            (Some(slot), op::RST) => self.close(slot),
+            (Some(slot), _) => {
+                let taken = self.take_for(slot, header, ram, chain);
+                let settled = taken.is_ok() && self.watch(slot).is_ok();
+                if !settled {
+                    self.abort(slot);
+                }
+                self.table.schedule(slot);
+            }
+        }
+    }
+
+    fn accept(&mut self, key: Key, header: &Header) {
+        let room = self.table.has_room();
+        let stream = self.backend.ports.as_mut().filter(|_| room).and_then(|ports| ports.open(key.host_port));
+        let Some(stream) = stream else {
+            self.resets.push_back(key);
+            return;
+        };
+        let slot = self.table.insert(Connection::from_guest(key, stream, header));
+        // A stream that cannot be watched is aborted there, which is all there is to say of it.
+        let _ = self.watch(slot);
+    }
+
+    /// Acts on a packet for the connection in `slot`. Errors: the connection must be aborted, because its host is
+    /// gone or the guest breaks the protocol.
+    fn take_for(&mut self, slot: usize, header: &Header, ram: &GuestRam, chain: &Chain) -> Result<(), Gone> {
+        let connection = self.table.get(slot).ok_or(Gone)?;
+        connection.take_credit(header);
+        match (header.op, connection.phase()) {
+            (op::RESPONSE, Phase::Requested) => connection.open(),
+            (op::RW, Phase::Open) => {
+                let len = header.len as usize;
+                if len > connection.room() || len > chain.readable_len() - HEADER_SIZE {
+                    return Err(Gone);
+                }
+                self.scratch.resize(SCRATCH, 0);
+                for start in (0..len).step_by(SCRATCH) {
+                    let piece = &mut self.scratch[..SCRATCH.min(len - start)];
+                    chain.read(ram, HEADER_SIZE + start, piece).map_err(|_| Gone)?;
+                    connection.forward(piece)?;
+                }
+            }
+            (op::SHUTDOWN, Phase::Open) => {
+                if connection.guest_shuts_down(header.flags)? {
+                    self.resets.push_back(connection.key());
+                    if connection.is_buffering() { self.table.drain(slot) } else { self.close(slot) }
+                }
+            }
+            (op::CREDIT_REQUEST, Phase::Open) => connection.owe_credit_update(),
+            (op::CREDIT_UPDATE, Phase::Open) => {}
+            _ => return Err(Gone),
+        }
+        Ok(())
+    }
+}
+
+/// Writes a header alone.
+fn write_header(ram: &GuestRam, chain: &Chain, header: Header) -> Result<usize, Violation> {
+    chain.write(ram, 0, &header.to_bytes()).map_err(|_| Violation::Short(RX))?;
+    Ok(HEADER_SIZE)
+}
+
+impl VirtioDevice for Vsock {
+    type State = VsockState;
+
+    const ID: u32 = 19;
+    const QUEUE_SIZES: &'static [u16] = &[256, 256, 16];
+
+    fn features(&self) -> u64 {
+        // None means streams only.
+        0
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        copy_config(&GUEST_CID.to_le_bytes(), offset, data);
+    }
+
+    fn write_config(&mut self, offset: u64, _data: &[u8]) -> Result<(), Violation> {
+        Err(Violation::Config(offset))
+    }
+
+    fn activate(&mut self) {}
+
+    fn reset(&mut self) {
+        for mut connection in self.table.clear() {
+            connection.unwatch(&self.backend.registry);
+        }
+        self.resets.clear();
+        self.gate = Gate::Open;
+    }
+
+    fn process(&mut self, queues: &mut Queues<'_>) -> Result<(), Violation> {
+        self.send_events(queues)?;
+        loop {
+            let packets_left = self.drain_tx(queues)?;
+            self.fill_rx(queues)?;
+            if !packets_left || self.resets.len() >= MAX_RESETS {
+                return Ok(());
+            }
+        }
+    }
+
+    fn save(&self) -> VsockState {
+        // Streams and what waits for them are the host's; scratch is between two steps never in use.
+        let Self { backend: _, table, last_port, gate, resets, scratch: _ } = self;
+        let had_connections = !table.is_empty() || !resets.is_empty() || *gate != Gate::Open;
+        VsockState { last_port: *last_port, had_connections }
+    }
+}
