@@ -1,9 +1,6 @@
 //! `forkling exec` and `forkling run`: the command's streams are this process's, its status too.
 
-use std::{
-    io::{self, Write as _},
-    process::ExitCode,
-};
+use std::{io, process::ExitCode};
 
 use axum::http::{Method, header};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -13,7 +10,7 @@ use serde::Serialize;
 use tokio::{io::AsyncReadExt, sync::mpsc};
 
 use super::{
-    client::{Client, Events, Failure, json_body, segment},
+    client::{Client, Events, Failure, segment},
     fork::{Options, variable},
     output::Output,
 };

@@ -35,8 +35,6 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Check whether this host can run forks
-    Doctor,
     /// Build, list and remove templates
     #[command(subcommand)]
     Template(template::Command),
@@ -84,7 +82,6 @@ async fn run(args: Args, output: Output) -> Result<ExitCode, Failure> {
     let socket = || args.socket.clone().map_or_else(crate::config::default_socket, Ok);
     let client = || socket().map(Client::new).map_err(|error| Failure::Local(error.to_string()));
     match args.command {
-        Command::Doctor => Ok(doctor(output)),
         Command::Template(command) => template::run(command, &client()?, output).await,
         Command::Fork(create) => create.run(&client()?, output).await,
         Command::Exec(exec) => exec.run(&client()?, output).await,
