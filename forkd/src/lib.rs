@@ -1,5 +1,27 @@
 //! The Forkling daemon: API, registry, supervision, pager; and the command line that speaks its API.
+//!
+//! `forkd` parses no guest bytes but RPC frames and reads no guest memory. Each template has a zygote process, each
+//! fork is a process of its own and a child of this one; the daemon holds their control sockets and pidfds.
+//!
+//! Arrows: `limits`, `names` <- `api::{types, error}` <- {`process`, `control`} <- {`zygote`, `agent`} <- `fork` <-
+//! `template` <- `engine` <- `api` <- `daemon`; `cli` uses `api::types` only.
 #![forbid(unsafe_code)]
 
+pub mod agent;
+pub mod api;
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod daemon;
+pub mod engine;
+pub mod fork;
+pub mod identity;
+pub mod limits;
+pub mod names;
 pub mod pager;
+pub mod process;
+pub mod reactor;
+pub mod registry;
+pub mod spec;
 pub mod template;
+pub mod zygote;

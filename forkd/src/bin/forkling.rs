@@ -1,2 +1,5 @@
 //! The `forkling` program.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    forkling_daemon::cli::main()
+}

@@ -1,0 +1,319 @@
+//! Verbs on forks.
+
+use std::{fmt::Write as _, sync::Arc, time::Duration};
+
+use axum::{
+    Json,
+    extract::State,
+    http::{HeaderMap, HeaderValue, StatusCode},
+    response::{IntoResponse, Response},
+};
+use serde::Deserialize;
+use tokio::{task::JoinSet, time::Instant};
+use utoipa::IntoParams;
+
+use super::{
+    Shared,
+    error::{Code, Error, ErrorAnswer},
+    extract::{Body, Name, Params},
+    types::{
+        ConsoleAnswer, CreateForks, ForkInfo, ForkResult, Forks, Killed, SnapshotFork, TemplateInfo, Timings,
+    },
+};
+use crate::{
+    engine::Engine,
+    fork::{self, Fork, Request, Status},
+    identity::Choice,
+    limits::{DEFAULT_CREATE_TIMEOUT, MAX_COUNT, MAX_METADATA, MAX_TIMEOUT},
+    names,
+    template::{Template, snapshot as snapshots, validate_environment},
+};
+
+/// Makes forks. Each element of the answer is a fork or an error, in the order asked for. With an `Idempotency-Key`
+/// the same request made again gets the same answer.
+#[utoipa::path(
+    post, path = "/v1/forks", tag = "forks", request_body = CreateForks,
+    params(("Idempotency-Key" = Option<String>, Header)),
+    responses((status = 201, body = Vec<ForkResult>), (status = "default", body = ErrorAnswer))
+)]
+pub async fn create(
+    State(shared): State<Shared>,
+    headers: HeaderMap,
+    Body(request): Body<CreateForks>,
+) -> Result<Response, Error> {
+    let received_ns = fork::monotonic_ns();
+    let batch = plan(&shared.engine, &request, received_ns)?;
+    let Some(key) = headers.get("idempotency-key") else {
+        let results = run(shared.engine, batch).await;
+        return Ok(answer(&results, false));
+    };
+    let key = key.to_str().map_err(|_| Error::new(Code::InvalidRequest, "Idempotency-Key is not ASCII"))?;
+    let identity = blake3::hash(&serde_json::to_vec(&request).expect("requests are JSON"));
+    let engine = shared.engine.clone();
+    let make = async move { Ok(run(engine, batch).await) };
+    let (results, replay) = shared.replays.answer(key, identity, make).await?;
+    Ok(answer(&results, replay))
+}
+
+/// Checks a request and spells out its children.
+fn plan(engine: &Engine, request: &CreateForks, received_ns: u64) -> Result<Vec<Request>, Error> {
+    let invalid_name = |what: &str, error: names::Error| {
+        Error::new(Code::InvalidName, format!("{what} is not a valid name")).because(error)
+    };
+    names::validate(&request.template).map_err(|error| invalid_name("template", error))?;
+    let count = request.count.unwrap_or_else(|| u32::try_from(request.names.len()).unwrap_or(u32::MAX).max(1));
+    if !(1..=MAX_COUNT).contains(&count) {
+        return Err(Error::new(Code::InvalidCount, format!("count is {count}, not between 1 and {MAX_COUNT}")));
+    }
+    let names = child_names(request, count)?;
+    if let Some(hostname) = &request.hostname {
+        names::validate_hostname(hostname).map_err(|error| invalid_name("hostname", error))?;
+    }
+    validate_environment(request.env.iter())?;
+    let bytes: usize = request.metadata.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if bytes > MAX_METADATA {
+        let message = format!("metadata has {bytes} bytes, more than {MAX_METADATA}");
+        return Err(Error::new(Code::InvalidRequest, message));
+    }
+    let timeout = timeout_of(request.timeout_ms)?.unwrap_or(DEFAULT_CREATE_TIMEOUT);
+    let template: Arc<Template> = engine.registry.template(&request.template)?;
+    let metadata = Arc::new(request.metadata.clone());
+    let env: Vec<_> = request.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+    let deadline = Instant::now() + timeout;
+    let child = |name: Option<String>| Request {
+        template: template.clone(),
+        choice: Choice { hostname: request.hostname.clone(), name, env: env.clone(), param: request.param },
+        metadata: metadata.clone(),
+        deadline,
+        received_ns,
+    };
+    Ok(names.into_iter().map(child).collect())
+}
+
+fn child_names(request: &CreateForks, count: u32) -> Result<Vec<Option<String>>, Error> {
+    let names: Vec<Option<String>> = match (&request.names[..], &request.name_prefix) {
+        ([], None) => return Ok(vec![None; count as usize]),
+        ([], Some(prefix)) if count == 1 => vec![Some(prefix.clone())],
+        ([], Some(prefix)) => (0..count).map(|index| Some(format!("{prefix}-{index}"))).collect(),
+        (names, None) if names.len() == count as usize => names.iter().cloned().map(Some).collect(),
+        (names, None) => {
+            let message = format!("{} names for {count} forks", names.len());
+            return Err(Error::new(Code::InvalidRequest, message));
+        }
+        (_, Some(_)) => {
+            return Err(Error::new(Code::InvalidRequest, "names and name_prefix are both set; set one"));
+        }
+    };
+    for name in names.iter().flatten() {
+        names::validate(name).map_err(|error| {
+            Error::new(Code::InvalidName, format!("{name:?} is not a valid name for a fork")).because(error)
+        })?;
+    }
+    Ok(names)
+}
+
+/// A timeout from a request.
+pub fn timeout_of(milliseconds: Option<u64>) -> Result<Option<Duration>, Error> {
+    let Some(milliseconds) = milliseconds else { return Ok(None) };
+    let timeout = Duration::from_millis(milliseconds);
+    if timeout.is_zero() || timeout > MAX_TIMEOUT {
+        let message = format!("timeout_ms is {milliseconds}, not between 1 and {}", MAX_TIMEOUT.as_millis());
+        return Err(Error::new(Code::InvalidRequest, message));
+    }
+    Ok(Some(timeout))
+}
+
+/// Forks that are killed unless they are handed out.
+struct Unclaimed(Vec<Arc<Fork>>);
+
+impl Drop for Unclaimed {
+    fn drop(&mut self) {
+        for fork in &self.0 {
+            fork.kill("killed", "the caller went away before it was handed out");
+        }
+    }
+}
+
+/// Makes all children side by side. Cancelled, it leaves none.
+async fn run(engine: Arc<Engine>, mut batch: Vec<Request>) -> Vec<ForkResult> {
+    let result = |outcome: Result<Arc<Fork>, Error>| match outcome {
+        Ok(fork) => ForkResult::Fork(Box::new(fork.info())),
+        Err(error) => ForkResult::Error(error.body()),
+    };
+    if batch.len() == 1 {
+        // The common case needs no task of its own.
+        let request = batch.pop().expect("there is one");
+        return vec![result(fork::create(&engine, request).await)];
+    }
+    let mut children = JoinSet::new();
+    let count = batch.len();
+    for (index, request) in batch.into_iter().enumerate() {
+        let engine = engine.clone();
+        children.spawn(async move { (index, fork::create(&engine, request).await) });
+    }
+    let mut unclaimed = Unclaimed(Vec::with_capacity(count));
+    let mut results: Vec<Option<ForkResult>> = vec![None; count];
+    while let Some(child) = children.join_next().await {
+        let Ok((index, outcome)) = child else { continue };
+        unclaimed.0.extend(outcome.as_ref().ok().cloned());
+        results[index] = Some(result(outcome));
+    }
+    unclaimed.0.clear();
+    let lost = || ForkResult::Error(Error::new(Code::Internal, "the fork's task was lost").body());
+    results.into_iter().map(|result| result.unwrap_or_else(lost)).collect()
+}
+
+fn answer(results: &[ForkResult], replay: bool) -> Response {
+    let mut response = (StatusCode::CREATED, Json(results)).into_response();
+    let first = results.iter().find_map(|result| match result {
+        ForkResult::Fork(fork) => fork.timings_us,
+        ForkResult::Error(_) => None,
+    });
+    let headers = response.headers_mut();
+    if let Some(timings) = first.as_ref().and_then(|timings| HeaderValue::from_str(&server_timing(timings)).ok()) {
+        headers.insert("server-timing", timings);
+    }
+    if replay {
+        headers.insert("idempotent-replayed", HeaderValue::from_static("true"));
+    }
+    response
+}
+
+/// `Server-Timing` (W3C) of the first child, in milliseconds.
+fn server_timing(t: &Timings) -> String {
+    let phases = [
+        ("queue", t.queue),
+        ("fork", t.fork),
+        ("vm", t.vm),
+        ("vcpus", t.vcpus),
+        ("restore", t.restore),
+        ("activate", t.activate),
+        ("enter", t.enter),
+        ("guest", t.guest),
+        ("reply", t.reply),
+        ("total", t.total),
+    ];
+    let mut text = String::with_capacity(160);
+    for (name, micros) in phases {
+        let separator = if text.is_empty() { "" } else { ", " };
+        write!(text, "{separator}{name};dur={:.3}", micros / 1000.0).expect("strings take all");
+    }
+    text
+}
+
+/// Which forks.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct Filter {
+    /// Of this template only.
+    template: Option<String>,
+    /// Dead ones too (list), or all forks there are (kill).
+    #[serde(default)]
+    all: bool,
+}
+
+impl Filter {
+    fn check(&self) -> Result<(), Error> {
+        let Some(template) = &self.template else { return Ok(()) };
+        names::validate(template)
+            .map_err(|error| Error::new(Code::InvalidName, "template is not a valid name").because(error))
+    }
+}
+
+/// Lists the forks.
+#[utoipa::path(
+    get, path = "/v1/forks", tag = "forks", params(Filter),
+    responses((status = 200, body = Forks), (status = "default", body = ErrorAnswer))
+)]
+pub async fn list(State(shared): State<Shared>, Params(filter): Params<Filter>) -> Result<Json<Forks>, Error> {
+    filter.check()?;
+    let forks = shared.engine.registry.forks(filter.template.as_deref(), filter.all);
+    Ok(Json(Forks { forks: forks.iter().map(|fork| fork.info()).collect() }))
+}
+
+/// Kills the forks of a template, or all with `all=true`.
+#[utoipa::path(
+    delete, path = "/v1/forks", tag = "forks", params(Filter),
+    responses((status = 200, body = Killed), (status = "default", body = ErrorAnswer))
+)]
+pub async fn kill_many(State(shared): State<Shared>, Params(filter): Params<Filter>) -> Result<Json<Killed>, Error> {
+    filter.check()?;
+    if filter.template.is_none() && !filter.all {
+        return Err(Error::new(Code::InvalidRequest, "neither template nor all=true says which forks to kill"));
+    }
+    let registry = &shared.engine.registry;
+    let forks = registry.forks(filter.template.as_deref(), false);
+    for fork in &forks {
+        end(&shared, fork);
+    }
+    Ok(Json(Killed { killed: forks.iter().map(|fork| fork.id.clone()).collect() }))
+}
+
+/// Shows a fork, dead ones for some minutes.
+#[utoipa::path(
+    get, path = "/v1/forks/{id}", tag = "forks", params(("id" = String, Path, description = "id or name")),
+    responses((status = 200, body = ForkInfo), (status = "default", body = ErrorAnswer))
+)]
+pub async fn inspect(State(shared): State<Shared>, Name(id): Name) -> Result<Json<ForkInfo>, Error> {
+    Ok(Json(shared.engine.registry.fork(&id)?.info()))
+}
+
+/// Kills a fork, now. Killing a dead one is no error.
+#[utoipa::path(
+    delete, path = "/v1/forks/{id}", tag = "forks", params(("id" = String, Path, description = "id or name")),
+    responses((status = 204), (status = "default", body = ErrorAnswer))
+)]
+pub async fn kill(State(shared): State<Shared>, Name(id): Name) -> Result<StatusCode, Error> {
+    end(&shared, &shared.engine.registry.fork(&id)?);
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn end(shared: &Shared, fork: &Arc<Fork>) {
+    fork.kill("killed", "it was killed by request");
+    shared.engine.registry.free_name(fork);
+}
+
+/// Makes a template of a running fork, which goes on.
+#[utoipa::path(
+    post, path = "/v1/forks/{id}/snapshot", tag = "forks", request_body = SnapshotFork,
+    params(("id" = String, Path, description = "id or name")),
+    responses((status = 201, body = TemplateInfo), (status = "default", body = ErrorAnswer))
+)]
+pub async fn snapshot(
+    State(shared): State<Shared>,
+    Name(id): Name,
+    Body(request): Body<SnapshotFork>,
+) -> Result<(StatusCode, Json<TemplateInfo>), Error> {
+    names::validate(&request.name)
+        .map_err(|error| Error::new(Code::InvalidName, "the template's name is not valid").because(error))?;
+    let fork = running(&shared, &id)?;
+    let engine = shared.engine.clone();
+    // To its end even if the caller goes away: a fork that is being saved cannot be asked to stop.
+    let taken = tokio::spawn(async move {
+        let template = snapshots::take(&engine, &fork, &request.name).await?;
+        Ok(template.info(&engine))
+    });
+    let taken = taken.await.map_err(|error| Error::new(Code::Internal, "the snapshot's task was lost").because(error))?;
+    Ok((StatusCode::CREATED, Json(taken?)))
+}
+
+/// The last output of the guest's serial console.
+#[utoipa::path(
+    get, path = "/v1/forks/{id}/console", tag = "forks", params(("id" = String, Path, description = "id or name")),
+    responses((status = 200, body = ConsoleAnswer), (status = "default", body = ErrorAnswer))
+)]
+pub async fn console(State(shared): State<Shared>, Name(id): Name) -> Result<Json<ConsoleAnswer>, Error> {
+    let (bytes, dropped_bytes) = shared.engine.registry.fork(&id)?.console();
+    Ok(Json(ConsoleAnswer { text: String::from_utf8_lossy(&bytes).into_owned(), dropped_bytes }))
+}
+
+/// A fork that runs.
+pub fn running(shared: &Shared, id: &str) -> Result<Arc<Fork>, Error> {
+    let fork = shared.engine.registry.fork(id)?;
+    match fork.status() {
+        Status::Running(_) => Ok(fork),
+        Status::Creating => Err(Error::new(Code::ForkNotFound, format!("fork {id} is still being made"))),
+        Status::Died(_) => Err(fork.death_error().expect("it is dead")),
+    }
+}

@@ -1,0 +1,73 @@
+//! The HTTP API: JSON on a Unix socket, described by the OpenAPI document that these types and handlers generate.
+
+pub mod error;
+pub mod types;
+
+mod exec;
+mod extract;
+mod forks;
+mod idempotency;
+mod ndjson;
+mod system;
+mod templates;
+
+use std::sync::Arc;
+
+use axum::{Router, extract::DefaultBodyLimit, routing::get};
+use utoipa::openapi::OpenApi;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{engine::Engine, limits};
+
+pub use system::Peer;
+
+/// What handlers share.
+#[derive(Clone, Debug)]
+pub struct Shared {
+    engine: Arc<Engine>,
+    replays: Arc<idempotency::Replays>,
+}
+
+fn routes() -> OpenApiRouter<Shared> {
+    let exec = OpenApiRouter::new()
+        .routes(routes!(exec::exec))
+        .layer(DefaultBodyLimit::max(limits::MAX_EXEC_BODY));
+    OpenApiRouter::new()
+        .routes(routes!(system::version))
+        .routes(routes!(system::health))
+        .routes(routes!(templates::build, templates::list))
+        .routes(routes!(templates::inspect, templates::remove))
+        .routes(routes!(templates::reload))
+        .routes(routes!(forks::create, forks::list, forks::kill_many))
+        .routes(routes!(forks::inspect, forks::kill))
+        .routes(routes!(forks::snapshot))
+        .routes(routes!(forks::console))
+        .layer(DefaultBodyLimit::max(limits::MAX_BODY))
+        .merge(exec)
+}
+
+/// The OpenAPI document.
+pub fn document() -> OpenApi {
+    let mut document = routes().into_openapi();
+    document.info.title = "Forkling".to_owned();
+    document.info.version = env!("CARGO_PKG_VERSION").to_owned();
+    document.info.description = Some("Forks of template VMs, on a Unix socket.".to_owned());
+    document
+}
+
+/// The service.
+pub fn router(engine: Arc<Engine>) -> Router {
+    let shared = Shared { engine, replays: Arc::default() };
+    let (router, _) = routes().split_for_parts();
+    // Generated once: it does not change while the daemon runs.
+    let document: Arc<str> = serde_json::to_string(&document()).expect("the document is JSON").into();
+    let openapi = move || async move { ([("content-type", "application/json")], document.to_string()) };
+    router
+        .route("/v1/openapi.json", get(openapi))
+        .fallback(system::no_route)
+        .method_not_allowed_fallback(system::no_method)
+        .with_state(shared)
+}
+
+#[cfg(test)]
+mod tests;

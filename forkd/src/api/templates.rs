@@ -1,0 +1,64 @@
+//! Verbs on templates.
+
+use axum::{Json, extract::State, http::StatusCode, response::Response};
+
+use super::{
+    Shared,
+    error::{Error, ErrorAnswer},
+    extract::{Body, Name},
+    ndjson,
+    types::{BuildEvent, BuildTemplate, TemplateInfo, Templates},
+};
+use crate::template::build as building;
+
+/// Builds a template. Answers with one event a line; the last is `done` or `error`. Going away cancels the build.
+#[utoipa::path(
+    post, path = "/v1/templates", tag = "templates", request_body = BuildTemplate,
+    responses(
+        (status = 200, body = BuildEvent, content_type = "application/x-ndjson"),
+        (status = "default", body = ErrorAnswer)
+    )
+)]
+pub async fn build(State(shared): State<Shared>, Body(spec): Body<BuildTemplate>) -> Result<Response, Error> {
+    let mut build = building::start(&shared.engine, spec)?;
+    let events = build.take_events();
+    Ok(ndjson::stream(events, build))
+}
+
+/// Lists the templates.
+#[utoipa::path(get, path = "/v1/templates", tag = "templates", responses((status = 200, body = Templates)))]
+pub async fn list(State(shared): State<Shared>) -> Json<Templates> {
+    let engine = &shared.engine;
+    let templates = engine.registry.templates().iter().map(|template| template.info(engine)).collect();
+    Json(Templates { templates })
+}
+
+/// Shows a template.
+#[utoipa::path(
+    get, path = "/v1/templates/{name}", tag = "templates", params(("name" = String, Path)),
+    responses((status = 200, body = TemplateInfo), (status = "default", body = ErrorAnswer))
+)]
+pub async fn inspect(State(shared): State<Shared>, Name(name): Name) -> Result<Json<TemplateInfo>, Error> {
+    Ok(Json(shared.engine.registry.template(&name)?.info(&shared.engine)))
+}
+
+/// Removes a template. Refused while it has forks.
+#[utoipa::path(
+    delete, path = "/v1/templates/{name}", tag = "templates", params(("name" = String, Path)),
+    responses((status = 204), (status = "default", body = ErrorAnswer))
+)]
+pub async fn remove(State(shared): State<Shared>, Name(name): Name) -> Result<StatusCode, Error> {
+    building::delete(&shared.engine, &name).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Loads a template: a cold one ahead of its first fork, a broken one anew.
+#[utoipa::path(
+    post, path = "/v1/templates/{name}/reload", tag = "templates", params(("name" = String, Path)),
+    responses((status = 200, body = TemplateInfo), (status = "default", body = ErrorAnswer))
+)]
+pub async fn reload(State(shared): State<Shared>, Name(name): Name) -> Result<Json<TemplateInfo>, Error> {
+    let template = shared.engine.registry.template(&name)?;
+    template.reload(&shared.engine).await?;
+    Ok(Json(template.info(&shared.engine)))
+}

@@ -1,0 +1,273 @@
+//! `forkling fork`, `ps`, `kill`, `inspect`, `snapshot`.
+
+use std::{collections::BTreeMap, process::ExitCode};
+
+use super::{
+    FAILED,
+    client::{Client, Failure, segment},
+    output::{Output, ago, ms, table},
+};
+use crate::api::types::{
+    ConsoleAnswer, CreateForks, ForkInfo, ForkResult, ForkState, Forks, Killed, SnapshotFork, TemplateInfo,
+};
+
+/// `NAME=VALUE`.
+pub fn variable(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or_else(|| format!("{text:?} is not NAME=VALUE"))?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+/// Options of new forks.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Options {
+    /// Environment of every command in it
+    #[arg(short, long = "env", value_name = "NAME=VALUE", value_parser = variable)]
+    env: Vec<(String, String)>,
+    /// Host name in the guest
+    #[arg(long)]
+    hostname: Option<String>,
+    /// Kept with it and shown with it
+    #[arg(long, value_name = "KEY=VALUE", value_parser = variable)]
+    metadata: Vec<(String, String)>,
+    /// Longest time to its acknowledgement in milliseconds
+    #[arg(long, value_name = "MS")]
+    create_timeout: Option<u64>,
+}
+
+impl Options {
+    /// The request for forks of `template`.
+    pub fn request(self, template: String) -> CreateForks {
+        CreateForks {
+            template,
+            env: self.env.into_iter().collect(),
+            hostname: self.hostname,
+            metadata: self.metadata.into_iter().collect::<BTreeMap<_, _>>(),
+            timeout_ms: self.create_timeout,
+            ..CreateForks::default()
+        }
+    }
+}
+
+/// Makes forks.
+#[derive(Debug, clap::Args)]
+pub struct Create {
+    /// Of which template
+    template: String,
+    /// How many
+    #[arg(short = 'n', long, default_value_t = 1)]
+    count: u32,
+    /// Its name; several are NAME-0, NAME-1 and so on
+    #[arg(long)]
+    name: Option<String>,
+    /// A number for the guest
+    #[arg(long, default_value_t = 0)]
+    param: u64,
+    #[command(flatten)]
+    options: Options,
+}
+
+impl Create {
+    /// Runs it.
+    pub async fn run(self, client: &Client, output: Output) -> Result<ExitCode, Failure> {
+        let mut request = self.options.request(self.template);
+        request.count = Some(self.count);
+        request.param = self.param;
+        request.name_prefix = self.name;
+        let results: Vec<ForkResult> = client.post("/v1/forks", &request).await?;
+        if output.json {
+            output.print(&results);
+        }
+        let mut failed = false;
+        for result in &results {
+            match result {
+                ForkResult::Fork(fork) if !output.json => println!("{}", fork.id),
+                ForkResult::Fork(_) => {}
+                ForkResult::Error(error) => {
+                    failed = true;
+                    if !output.json {
+                        output.error(error);
+                    }
+                }
+            }
+        }
+        Ok(if failed { ExitCode::from(FAILED) } else { ExitCode::SUCCESS })
+    }
+}
+
+/// Lists forks.
+#[derive(Debug, clap::Args)]
+pub struct Ps {
+    /// Of this template only
+    #[arg(short, long)]
+    template: Option<String>,
+    /// Dead ones too
+    #[arg(short, long)]
+    all: bool,
+}
+
+impl Ps {
+    /// Runs it.
+    pub async fn run(self, client: &Client, output: Output) -> Result<ExitCode, Failure> {
+        let forks: Forks = client.get(&query("/v1/forks", self.template.as_deref(), self.all)).await?;
+        if output.json {
+            output.print(&forks);
+            return Ok(ExitCode::SUCCESS);
+        }
+        let row = |fork: &ForkInfo| {
+            vec![
+                fork.id.clone(),
+                fork.name.clone().unwrap_or_else(|| "-".to_owned()),
+                fork.template.clone(),
+                state(fork).to_owned(),
+                fork.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
+                ago(fork.created_unix_ms),
+                fork.timings_us.map_or_else(|| "-".to_owned(), |timings| ms(timings.total)),
+            ]
+        };
+        let rows: Vec<_> = forks.forks.iter().map(row).collect();
+        table(&["ID", "NAME", "TEMPLATE", "STATE", "PID", "AGE", "MADE IN"], &rows);
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Kills forks.
+#[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("which").required(true).multiple(false))]
+pub struct Kill {
+    /// Their ids or names
+    #[arg(group = "which", value_name = "ID")]
+    ids: Vec<String>,
+    /// All there are
+    #[arg(long, group = "which")]
+    all: bool,
+    /// All of this template
+    #[arg(short, long, group = "which")]
+    template: Option<String>,
+}
+
+impl Kill {
+    /// Runs it.
+    pub async fn run(self, client: &Client, output: Output) -> Result<ExitCode, Failure> {
+        let killed = if self.ids.is_empty() {
+            client.delete_many::<Killed>(&query("/v1/forks", self.template.as_deref(), self.all)).await?.killed
+        } else {
+            for id in &self.ids {
+                client.delete(&format!("/v1/forks/{}", segment(id))).await?;
+            }
+            self.ids
+        };
+        if output.json {
+            output.print(&Killed { killed });
+        } else {
+            killed.iter().for_each(|id| println!("{id}"));
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Shows a fork.
+#[derive(Debug, clap::Args)]
+pub struct Inspect {
+    /// Its id or name
+    id: String,
+}
+
+impl Inspect {
+    /// Runs it.
+    pub async fn run(self, client: &Client, output: Output) -> Result<ExitCode, Failure> {
+        let path = format!("/v1/forks/{}", segment(&self.id));
+        let fork: ForkInfo = client.get(&path).await?;
+        let console: ConsoleAnswer = client.get(&format!("{path}/console")).await?;
+        if output.json {
+            output.print(&serde_json::json!({ "fork": fork, "console": console }));
+        } else {
+            show(&fork, &console);
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn show(fork: &ForkInfo, console: &ConsoleAnswer) {
+    println!("id          {}", fork.id);
+    if let Some(name) = &fork.name {
+        println!("name        {name}");
+    }
+    println!("template    {}", fork.template);
+    println!("state       {}", state(fork));
+    if let Some(death) = &fork.death {
+        println!("died        {} ({})", death.message, death.reason);
+    }
+    println!("hostname    {}", fork.hostname);
+    println!("machine id  {}", fork.machine_id);
+    println!("generation  {}", fork.generation);
+    if let Some(pid) = fork.pid {
+        println!("process     {pid}");
+    }
+    println!("age         {}", ago(fork.created_unix_ms));
+    for (key, value) in &fork.metadata {
+        println!("metadata    {key}={value}");
+    }
+    if let Some(t) = &fork.timings_us {
+        println!("made in     {}", ms(t.total));
+        let phases = [
+            ("queue", t.queue),
+            ("fork", t.fork),
+            ("vm", t.vm),
+            ("vcpus", t.vcpus),
+            ("restore", t.restore),
+            ("activate", t.activate),
+            ("enter", t.enter),
+            ("guest", t.guest),
+            ("reply", t.reply),
+        ];
+        for (name, micros) in phases {
+            println!("  {name:<9} {}", ms(micros));
+        }
+    }
+    const SHOWN: usize = 20;
+    let lines: Vec<&str> = console.text.lines().collect();
+    if !lines.is_empty() {
+        println!("console");
+    }
+    for line in &lines[lines.len().saturating_sub(SHOWN)..] {
+        println!("  {line}");
+    }
+}
+
+/// Makes a template of a fork.
+#[derive(Debug, clap::Args)]
+pub struct Snapshot {
+    /// Its id or name
+    id: String,
+    /// Name of the new template
+    name: String,
+}
+
+impl Snapshot {
+    /// Runs it.
+    pub async fn run(self, client: &Client, output: Output) -> Result<ExitCode, Failure> {
+        let path = format!("/v1/forks/{}/snapshot", segment(&self.id));
+        let template: TemplateInfo = client.post(&path, &SnapshotFork { name: self.name }).await?;
+        if output.json { output.print(&template) } else { println!("{}", template.name) }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn state(fork: &ForkInfo) -> &'static str {
+    match fork.state {
+        ForkState::Creating => "creating",
+        ForkState::Running => "running",
+        ForkState::Died => "died",
+    }
+}
+
+fn query(path: &str, template: Option<&str>, all: bool) -> String {
+    let mut parameters = Vec::new();
+    if let Some(template) = template {
+        parameters.push(format!("template={}", segment(template)));
+    }
+    if all {
+        parameters.push("all=true".to_owned());
+    }
+    if parameters.is_empty() { path.to_owned() } else { format!("{path}?{}", parameters.join("&")) }
+}

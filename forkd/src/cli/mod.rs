@@ -1,0 +1,115 @@
+//! The `forkling` command: a client of the API, nothing more.
+
+mod client;
+mod exec;
+mod fork;
+mod output;
+mod progress;
+mod template;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use client::{Client, Failure};
+use output::Output;
+
+/// Exit status when the command itself could not do its work, as far from a guest command's own as shells keep it.
+const FAILED: u8 = 125;
+
+/// Exit status when a guest command does not exist.
+const NOT_FOUND: u8 = 127;
+
+#[derive(Debug, Parser)]
+#[command(name = "forkling", version, about = "Forks of template VMs: build a template once, fork it many times")]
+struct Args {
+    /// Socket of the daemon [default: /run/forkling/forkd.sock for root, else $XDG_RUNTIME_DIR/forkling/forkd.sock]
+    #[arg(long, global = true, env = crate::config::SOCKET_ENV, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Print JSON instead of text
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Build, list and remove templates
+    #[command(subcommand)]
+    Template(template::Command),
+    /// Make forks of a template
+    Fork(fork::Create),
+    /// Run a command in a fork
+    Exec(exec::Exec),
+    /// Make a fork, run a command in it, kill it
+    Run(exec::Run),
+    /// List forks
+    Ps(fork::Ps),
+    /// Kill forks
+    Kill(fork::Kill),
+    /// Show a fork, with the end of its console
+    Inspect(fork::Inspect),
+    /// Make a template of a running fork
+    Snapshot(fork::Snapshot),
+    /// Print the completions of a shell
+    Completions {
+        /// For which shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the version of this program and of the daemon
+    Version,
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let args = Args::parse();
+    let output = Output { json: args.json };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return output.fail(&Failure::Local(format!("cannot start: {error}"))),
+    };
+    let outcome = runtime.block_on(run(args, output));
+    // A read of standard input that never ends must not keep the process.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(code) => code,
+        Err(failure) => output.fail(&failure),
+    }
+}
+
+async fn run(args: Args, output: Output) -> Result<ExitCode, Failure> {
+    let socket = || args.socket.clone().map_or_else(crate::config::default_socket, Ok);
+    let client = || socket().map(Client::new).map_err(|error| Failure::Local(error.to_string()));
+    match args.command {
+        Command::Template(command) => template::run(command, &client()?, output).await,
+        Command::Fork(create) => create.run(&client()?, output).await,
+        Command::Exec(exec) => exec.run(&client()?, output).await,
+        Command::Run(run) => run.run(&client()?, output).await,
+        Command::Ps(ps) => ps.run(&client()?, output).await,
+        Command::Kill(kill) => kill.run(&client()?, output).await,
+        Command::Inspect(inspect) => inspect.run(&client()?, output).await,
+        Command::Snapshot(snapshot) => snapshot.run(&client()?, output).await,
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Args::command(), "forkling", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Version => version(&client()?, output).await,
+    }
+}
+
+async fn version(client: &Client, output: Output) -> Result<ExitCode, Failure> {
+    let own = env!("CARGO_PKG_VERSION");
+    // Without a daemon the program's own version is still an answer.
+    let daemon = client.get::<crate::api::types::Version>("/v1/version").await.ok();
+    if output.json {
+        output.print(&serde_json::json!({ "version": own, "daemon": daemon }));
+    } else {
+        println!("forkling {own}");
+        match daemon {
+            Some(daemon) => println!("forkd {} (API {}, process {})", daemon.version, daemon.api, daemon.pid),
+            None => println!("forkd is not running"),
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,167 @@
+//! Where the daemon keeps things, and what it was told on its command line.
+
+use std::{
+    env, io,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+/// Longest socket path in bytes: `sun_path` of `unix(7)` less its final zero.
+pub const MAX_SOCKET_PATH: usize = 107;
+
+/// Environment variable with the path of the daemon's socket.
+pub const SOCKET_ENV: &str = "FORKLING_SOCKET";
+
+/// Environment variable with the kernel for templates that name none.
+pub const KERNEL_ENV: &str = "FORKLING_KERNEL";
+
+/// Why the settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No directory can be derived from the environment.
+    #[error("neither {0} nor HOME is set; set one, or give --{1}")]
+    NoHome(&'static str, &'static str),
+    /// The socket's path is too long for the kernel.
+    #[error("socket path {path} has {len} bytes, more than {MAX_SOCKET_PATH}; give a shorter --socket")]
+    SocketPath {
+        /// The path.
+        path: PathBuf,
+        /// Its length.
+        len: usize,
+    },
+    /// A directory cannot be made.
+    #[error("cannot make directory {path}; give another by --state-dir or --runtime-dir")]
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The running program's own path is unknown.
+    #[error("cannot find the running program; give --vmm and --agent")]
+    NoProgram(#[source] io::Error),
+}
+
+/// Command line of `forkd`.
+#[derive(Clone, Debug, Default, clap::Parser)]
+#[command(name = "forkd", version, about = "The Forkling daemon: serves forks of template VMs on a Unix socket")]
+pub struct Args {
+    /// Socket to listen on [default: RUNTIME_DIR/forkd.sock]
+    #[arg(long, env = SOCKET_ENV, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Where templates are kept [default: /var/lib/forkling for root, else $XDG_DATA_HOME/forkling]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Where the socket lies [default: /run/forkling for root, else $XDG_RUNTIME_DIR/forkling]
+    #[arg(long, value_name = "DIR")]
+    pub runtime_dir: Option<PathBuf>,
+    /// The VMM program [default: forkling-vmm beside this one]
+    #[arg(long, value_name = "PATH")]
+    pub vmm: Option<PathBuf>,
+    /// The guest's agent [default: forkling-agent beside this program]
+    #[arg(long, value_name = "PATH")]
+    pub agent: Option<PathBuf>,
+    /// Kernel for templates that name none [default: STATE_DIR/kernel/vmlinux if it is there]
+    #[arg(long, env = KERNEL_ENV, value_name = "PATH")]
+    pub kernel: Option<PathBuf>,
+    /// Load images eagerly even where userfaultfd is available
+    #[arg(long)]
+    pub eager: bool,
+}
+
+/// Settings with every default filled in.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Socket to listen on.
+    pub socket: PathBuf,
+    /// Templates, cache, generation mark.
+    pub state_dir: PathBuf,
+    /// Program of zygotes, forks and builders.
+    pub vmm: PathBuf,
+    /// Program of the guest's agent.
+    pub agent: PathBuf,
+    /// Default kernel.
+    pub kernel: PathBuf,
+    /// Load images eagerly.
+    pub eager: bool,
+}
+
+impl Config {
+    /// Fills in the defaults and makes the directories.
+    pub fn new(args: Args) -> Result<Self, Error> {
+        let runtime_dir = args.runtime_dir.map_or_else(default_runtime_dir, Ok)?;
+        let state_dir = args.state_dir.map_or_else(default_state_dir, Ok)?;
+        let socket = args.socket.unwrap_or_else(|| runtime_dir.join("forkd.sock"));
+        let len = socket.as_os_str().len();
+        if len > MAX_SOCKET_PATH {
+            return Err(Error::SocketPath { path: socket, len });
+        }
+        if let Some(parent) = socket.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            // Group members may reach the socket; its own mode says who may connect.
+            make_directory(parent, 0o755)?;
+        }
+        for directory in [state_dir.clone(), state_dir.join("templates"), state_dir.join("cache")] {
+            make_directory(&directory, 0o700)?;
+        }
+        let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
+        Ok(Self {
+            socket,
+            vmm: args.vmm.map_or_else(|| beside("forkling-vmm"), |path| Ok(absolute(path)))?,
+            agent: args.agent.map_or_else(|| beside("forkling-agent"), |path| Ok(absolute(path)))?,
+            kernel: args.kernel.map_or_else(|| state_dir.join("kernel/vmlinux"), absolute),
+            state_dir: absolute(state_dir),
+            eager: args.eager,
+        })
+    }
+}
+
+/// Socket of the daemon a client talks to when it was told nothing.
+pub fn default_socket() -> Result<PathBuf, Error> {
+    Ok(default_runtime_dir()?.join("forkd.sock"))
+}
+
+fn default_runtime_dir() -> Result<PathBuf, Error> {
+    if is_root() {
+        return Ok("/run/forkling".into());
+    }
+    if let Some(dir) = absolute_env("XDG_RUNTIME_DIR") {
+        return Ok(dir.join("forkling"));
+    }
+    // Hosts without a session manager set no runtime directory.
+    Ok(absolute_env("HOME").ok_or(Error::NoHome("XDG_RUNTIME_DIR", "runtime-dir"))?.join(".local/state/forkling"))
+}
+
+fn default_state_dir() -> Result<PathBuf, Error> {
+    if is_root() {
+        return Ok("/var/lib/forkling".into());
+    }
+    if let Some(dir) = absolute_env("XDG_DATA_HOME") {
+        return Ok(dir.join("forkling"));
+    }
+    Ok(absolute_env("HOME").ok_or(Error::NoHome("XDG_DATA_HOME", "state-dir"))?.join(".local/share/forkling"))
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+fn absolute_env(name: &str) -> Option<PathBuf> {
+    env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute())
+}
+
+/// `name` in the directory of the running program, or of its parent as Cargo lays out test programs.
+fn beside(name: &str) -> Result<PathBuf, Error> {
+    let program = env::current_exe().map_err(Error::NoProgram)?;
+    let directory = program.parent().unwrap_or(Path::new("/"));
+    Ok(directory.join(name))
+}
+
+fn make_directory(path: &Path, mode: u32) -> Result<(), Error> {
+    let fail = |source| Error::Directory { path: path.to_owned(), source };
+    if path.is_dir() {
+        return Ok(());
+    }
+    std::fs::DirBuilder::new().recursive(true).mode(mode).create(path).map_err(fail)?;
+    // The mode given to mkdir(2) is subject to the umask.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(fail)
+}

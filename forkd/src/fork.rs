@@ -1,0 +1,262 @@
+//! The life of one fork: made by its template's zygote, activated, watched, and buried.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::{AsFd, OwnedFd},
+    sync::{Arc, Mutex, OnceLock},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use forkling_proto::rpc;
+use forkling_vmm::protocol::{Failure, ToFork};
+use tokio::{
+    net::UnixStream,
+    sync::{oneshot, watch},
+};
+
+use crate::{
+    agent::Connection,
+    api::{
+        error::{Code, Error},
+        types::{Death, ForkInfo, ForkState, Timings},
+    },
+    control::{self, Socket},
+    identity::Identity,
+    process::Process,
+    template::Template,
+};
+
+pub use console::Console;
+pub use create::{Request, create};
+pub use timings::monotonic_ns;
+
+mod console;
+mod create;
+mod supervise;
+mod timings;
+
+/// Where a fork is in its life.
+#[derive(Clone, Debug)]
+pub enum Status {
+    /// Being made.
+    Creating,
+    /// Acknowledged.
+    Running(Timings),
+    /// Gone, or certain to go.
+    Died(Death),
+}
+
+/// One fork.
+#[derive(Debug)]
+pub struct Fork {
+    /// Its id.
+    pub id: String,
+    /// Its name.
+    pub name: Option<String>,
+    /// What it is a fork of.
+    pub template: Arc<Template>,
+    /// As given by the caller.
+    pub metadata: Arc<BTreeMap<String, String>>,
+    /// Milliseconds since 1970.
+    pub created_unix_ms: u64,
+    identity: Mutex<Identity>,
+    socket: Socket,
+    process: OnceLock<Arc<Process>>,
+    status: watch::Sender<Status>,
+    buried: watch::Sender<bool>,
+    console: Mutex<Console>,
+    agent: tokio::sync::Mutex<Option<Arc<Connection>>>,
+    /// Who waits for the end of a save.
+    save: Mutex<Option<oneshot::Sender<Result<(), Failure>>>>,
+    /// Held during a save: one at a time.
+    saving: tokio::sync::Mutex<()>,
+}
+
+impl Fork {
+    fn new(identity: Identity, socket: Socket, request: &Request) -> Self {
+        Self {
+            id: identity.id.clone(),
+            name: request.choice.name.clone(),
+            template: request.template.clone(),
+            metadata: request.metadata.clone(),
+            created_unix_ms: unix_ms(),
+            identity: Mutex::new(identity),
+            socket,
+            process: OnceLock::new(),
+            status: watch::Sender::new(Status::Creating),
+            buried: watch::Sender::new(false),
+            console: Mutex::new(Console::default()),
+            agent: tokio::sync::Mutex::new(None),
+            save: Mutex::new(None),
+            saving: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    /// Where it is in its life.
+    pub fn status(&self) -> Status {
+        self.status.borrow().clone()
+    }
+
+    /// Whether it is not dead.
+    pub fn is_alive(&self) -> bool {
+        !matches!(*self.status.borrow(), Status::Died(_))
+    }
+
+    /// Order of creation.
+    pub fn generation(&self) -> u64 {
+        self.identity.lock().expect("no panic under this lock").generation
+    }
+
+    /// As the API shows it.
+    pub fn info(&self) -> ForkInfo {
+        let identity = self.identity.lock().expect("no panic under this lock").clone();
+        let (state, timings_us, death) = match self.status() {
+            Status::Creating => (ForkState::Creating, None, None),
+            Status::Running(timings) => (ForkState::Running, Some(timings), None),
+            Status::Died(death) => (ForkState::Died, None, Some(death)),
+        };
+        ForkInfo {
+            id: self.id.clone(),
+            name: self.name.clone(),
+            template: self.template.name().to_owned(),
+            state,
+            death,
+            hostname: identity.hostname,
+            machine_id: identity.machine_id,
+            generation: identity.generation,
+            pid: self.process.get().map(|process| process.pid()),
+            created_unix_ms: self.created_unix_ms,
+            metadata: (*self.metadata).clone(),
+            timings_us,
+        }
+    }
+
+    /// Last output of the guest's serial console, and how many bytes were dropped before it.
+    pub fn console(&self) -> (Vec<u8>, u64) {
+        self.console.lock().expect("no panic under this lock").contents()
+    }
+
+    /// Kills it, now; the first reason is kept. Reaping goes on in its own task.
+    pub fn kill(&self, reason: &str, message: &str) {
+        self.die(Death {
+            reason: reason.to_owned(),
+            message: message.to_owned(),
+            signal: None,
+            exit_code: None,
+            at_unix_ms: unix_ms(),
+        });
+        // A process that is not known yet is killed as soon as it is.
+        if let Some(process) = self.process.get() {
+            process.kill();
+        }
+    }
+
+    /// Waits until its process is reaped.
+    pub async fn buried(&self) {
+        let mut buried = self.buried.subscribe();
+        let _ = buried.wait_for(|buried| *buried).await;
+    }
+
+    fn die(&self, death: Death) {
+        self.status.send_if_modified(|status| {
+            let alive = !matches!(status, Status::Died(_));
+            if alive {
+                *status = Status::Died(death);
+            }
+            alive
+        });
+    }
+
+    /// The error for calls to it when it is dead.
+    pub fn death_error(&self) -> Option<Error> {
+        match &*self.status.borrow() {
+            Status::Died(death) => {
+                Some(Error::new(Code::ForkDied, format!("fork {} died: {}", self.id, death.message)))
+            }
+            Status::Creating | Status::Running(_) => None,
+        }
+    }
+
+    /// Turns a failure of its agent into the reason behind it: a dead fork's agent is lost first.
+    pub async fn explain(&self, error: Error) -> Error {
+        const NOTICE: std::time::Duration = std::time::Duration::from_millis(300);
+        let mut status = self.status.subscribe();
+        let died = status.wait_for(|status| matches!(status, Status::Died(_)));
+        let _ = tokio::time::timeout(NOTICE, died).await.map(|_| ());
+        self.death_error().unwrap_or(error)
+    }
+
+    /// The kept connection to its agent.
+    pub async fn agent(&self) -> Result<Arc<Connection>, Error> {
+        let mut agent = self.agent.lock().await;
+        if let Some(connection) = agent.as_ref().filter(|connection| connection.is_open()) {
+            return Ok(connection.clone());
+        }
+        let connection = self.connect_agent().await?;
+        *agent = Some(connection.clone());
+        Ok(connection)
+    }
+
+    /// A connection to its agent of the caller's own.
+    pub async fn connect_agent(&self) -> Result<Arc<Connection>, Error> {
+        if let Some(error) = self.death_error() {
+            return Err(error);
+        }
+        let unreachable = |cause: &dyn std::fmt::Display| {
+            Error::new(Code::AgentUnreachable, format!("cannot connect to the agent of fork {}", self.id))
+                .because(cause)
+        };
+        let (ours, theirs) = UnixStream::pair().map_err(|error| unreachable(&error))?;
+        let theirs = OwnedFd::from(theirs.into_std().map_err(|error| unreachable(&error))?);
+        let connect = ToFork::Connect { port: rpc::PORT };
+        match self.socket.send(&connect, &[theirs.as_fd()]).await {
+            Ok(()) => Ok(Connection::new(ours)),
+            Err(error) => Err(self.explain(unreachable(&error)).await),
+        }
+    }
+
+    /// Saves the machine into `directory` at its next forkpoint; `go` sends the guest there.
+    pub async fn save<F>(&self, directory: &OwnedFd, generation: u64, go: F) -> Result<(), SaveError>
+    where
+        F: Future<Output = Result<(), Error>>,
+    {
+        let _one = self.saving.lock().await;
+        let renewed = self.identity.lock().expect("no panic under this lock").renewed(generation);
+        let mailbox = renewed.mailbox().map_err(|error| SaveError::Io(io::Error::other(error.to_string())))?;
+        let (sender, saved) = oneshot::channel();
+        *self.save.lock().expect("no panic under this lock") = Some(sender);
+        *self.identity.lock().expect("no panic under this lock") = renewed;
+        self.socket.send(&ToFork::Save { mailbox }, &[directory.as_fd()]).await?;
+        let saved = async {
+            match saved.await {
+                Ok(outcome) => outcome.map_err(SaveError::Failed),
+                Err(_) => Err(SaveError::Io(io::ErrorKind::BrokenPipe.into())),
+            }
+        };
+        tokio::try_join!(async { go.await.map_err(SaveError::Guest) }, saved).map(|_| ())
+    }
+}
+
+/// Why a fork could not be saved.
+#[derive(Debug, thiserror::Error)]
+pub enum SaveError {
+    /// Its process refused or failed.
+    #[error("{}", .0.message)]
+    Failed(Failure),
+    /// Its control socket failed.
+    #[error(transparent)]
+    Control(#[from] control::Error),
+    /// It is gone.
+    #[error(transparent)]
+    Io(io::Error),
+    /// Its guest did not go to a forkpoint.
+    #[error(transparent)]
+    Guest(Error),
+}
+
+/// Milliseconds since 1970.
+pub fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,215 @@
+//! The task that owns a fork from its making to its end.
+
+use std::{os::fd::OwnedFd, sync::Arc};
+
+use forkling_vmm::protocol::{Failure, FailureKind, FromFork, Stamps, StopReason};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use super::{Fork, Status, timings, unix_ms};
+use crate::{
+    api::{
+        error::{Code, Error},
+        types::Death,
+    },
+    engine::Engine,
+    limits::EXIT_GRACE,
+    process::{Exit, Process},
+    zygote::Spawned,
+};
+
+/// What a fork said before it went.
+enum LastWords {
+    Failed(Failure),
+    Stopped(StopReason),
+}
+
+/// Owner of one fork.
+pub struct Supervisor {
+    engine: Arc<Engine>,
+    fork: Arc<Fork>,
+    permit: Option<OwnedSemaphorePermit>,
+    received_ns: u64,
+    outcome: Option<oneshot::Sender<Result<(), Error>>>,
+    last_words: Option<LastWords>,
+}
+
+impl Supervisor {
+    /// And where the outcome of the making will be told.
+    pub fn new(
+        engine: Arc<Engine>,
+        fork: Arc<Fork>,
+        permit: OwnedSemaphorePermit,
+        received_ns: u64,
+    ) -> (Self, oneshot::Receiver<Result<(), Error>>) {
+        let (sender, outcome) = oneshot::channel();
+        let permit = Some(permit);
+        (Self { engine, fork, permit, received_ns, outcome: Some(sender), last_words: None }, outcome)
+    }
+
+    /// Watches the fork until its process is reaped.
+    pub async fn run(mut self, spawned: Spawned) {
+        match spawned.await {
+            Ok(Ok(pid)) => match Process::adopt(pid) {
+                Ok(process) => self.watch(Arc::new(process)).await,
+                Err(error) => self.never_lived(Failure {
+                    kind: FailureKind::Host,
+                    message: format!("process {pid} cannot be watched: {error}"),
+                }),
+            },
+            Ok(Err(failure)) => self.never_lived(failure),
+            Err(_) => self.never_lived(Failure {
+                kind: FailureKind::Host,
+                message: "the template's zygote is gone".to_owned(),
+            }),
+        }
+        self.engine.registry.fork_died(&self.fork);
+        self.fork.agent.lock().await.take();
+        self.fork.save.lock().expect("no panic under this lock").take();
+        self.fork.buried.send_replace(true);
+    }
+
+    fn never_lived(&mut self, failure: Failure) {
+        self.last_words = Some(LastWords::Failed(failure));
+        self.bury(None);
+    }
+
+    async fn watch(&mut self, process: Arc<Process>) {
+        self.fork.process.set(process.clone()).expect("set once");
+        if !self.fork.is_alive() {
+            process.kill();
+        }
+        let fork = self.fork.clone();
+        let mut open = true;
+        let exit = loop {
+            tokio::select! {
+                biased;
+                message = fork.socket.receive::<FromFork>(), if open => match message {
+                    Ok(Some((message, fds))) => self.hear(message, fds),
+                    Ok(None) => open = false,
+                    Err(error) => {
+                        fork.kill("failed", &format!("its control socket failed: {error}"));
+                        open = false;
+                    }
+                },
+                exit = process.wait() => break exit,
+                () = tokio::time::sleep(EXIT_GRACE), if !open => process.kill(),
+            }
+        };
+        while let Ok(Some((message, fds))) = fork.socket.try_receive::<FromFork>() {
+            self.hear(message, fds);
+        }
+        self.engine.images.remove_fork(&fork.id);
+        self.bury(exit.ok());
+    }
+
+    fn hear(&mut self, message: FromFork, mut fds: Vec<OwnedFd>) {
+        match message {
+            FromFork::Faults { base, len } => self.page(fds.pop(), base, len),
+            FromFork::Parked(_) => self.permit = None,
+            FromFork::Acknowledged { generation, nonce, stamps } => self.acknowledged(generation, nonce, &stamps),
+            FromFork::Saved => drop(self.saved(Ok(()))),
+            FromFork::Failed(failure) => {
+                if !self.saved(Err(failure.clone())) {
+                    self.last_words = Some(LastWords::Failed(failure));
+                }
+            }
+            FromFork::Stopped(reason) => self.last_words = Some(LastWords::Stopped(reason)),
+            FromFork::Console(bytes) => {
+                self.fork.console.lock().expect("no panic under this lock").push(&bytes);
+            }
+        }
+    }
+
+    fn page(&self, uffd: Option<OwnedFd>, base: u64, len: u64) {
+        let Some(uffd) = uffd else {
+            return self.fork.kill("failed", "it sent no userfaultfd; its binary is of another build");
+        };
+        let template = self.fork.template.name();
+        if let Err(error) = self.engine.images.add_fork(&self.fork.id, template, uffd, base, len) {
+            self.fork.kill("memory", &format!("its memory cannot be paged in: {error}"));
+        }
+    }
+
+    fn acknowledged(&mut self, generation: u64, nonce: u64, stamps: &Stamps) {
+        self.permit = None;
+        let expected = {
+            let identity = self.fork.identity.lock().expect("no panic under this lock");
+            (identity.generation, identity.nonce)
+        };
+        if expected != (generation, nonce) {
+            return self.fork.kill("guest_stopped", "the guest acknowledged an identity that is not its own");
+        }
+        let timings = timings::split(self.received_ns, stamps, timings::monotonic_ns());
+        self.fork.status.send_if_modified(|status| {
+            let creating = matches!(status, Status::Creating);
+            if creating {
+                *status = Status::Running(timings);
+            }
+            creating
+        });
+        if let Some(outcome) = self.outcome.take() {
+            let _ = outcome.send(Ok(()));
+        }
+    }
+
+    /// Tells the end of a save to who waits for it; false if nobody does.
+    fn saved(&self, outcome: Result<(), Failure>) -> bool {
+        let waiting = self.fork.save.lock().expect("no panic under this lock").take();
+        waiting.is_some_and(|waiting| waiting.send(outcome).is_ok())
+    }
+
+    fn bury(&mut self, exit: Option<Exit>) {
+        let (reason, message) = match &self.last_words {
+            Some(LastWords::Failed(failure)) => ("failed", failure.message.clone()),
+            Some(LastWords::Stopped(stop)) => ("guest_stopped", stop_text(stop)),
+            None => match exit {
+                Some(exit @ Exit::Code(_)) => ("exit", format!("its process {exit}")),
+                Some(Exit::Signal(9)) => {
+                    let killers = "the out-of-memory killer, a limit or an operator";
+                    ("signal", format!("its process was killed by signal 9, by {killers}"))
+                }
+                Some(exit) => ("signal", format!("its process was {exit}")),
+                None => ("failed", "its process could not be waited for".to_owned()),
+            },
+        };
+        let (signal, exit_code) = match exit {
+            Some(Exit::Signal(signal)) => (Some(signal), None),
+            Some(Exit::Code(code)) => (None, Some(code)),
+            None => (None, None),
+        };
+        let death = Death { reason: reason.to_owned(), message, signal, exit_code, at_unix_ms: unix_ms() };
+        self.fork.die(death);
+        if let Some(outcome) = self.outcome.take() {
+            let _ = outcome.send(Err(self.failure()));
+        }
+    }
+
+    /// Why the fork was never handed out.
+    fn failure(&self) -> Error {
+        let cause = match self.fork.status() {
+            Status::Died(death) => death.message,
+            Status::Creating | Status::Running(_) => unreachable!("only the dead are buried"),
+        };
+        let code = match &self.last_words {
+            Some(LastWords::Failed(failure)) => match failure.kind {
+                FailureKind::Request => Code::InvalidRequest,
+                FailureKind::Snapshot => Code::SnapshotInvalid,
+                FailureKind::Guest => Code::ForkGuestFailed,
+                FailureKind::Host => Code::ForkFailed,
+            },
+            Some(LastWords::Stopped(_)) => Code::ForkGuestFailed,
+            None => Code::ForkFailed,
+        };
+        Error::new(code, format!("fork {} died while it was made", self.fork.id)).because(cause)
+    }
+}
+
+/// Why a guest stopped, in words.
+fn stop_text(stop: &StopReason) -> String {
+    match stop {
+        StopReason::Reset => "its guest asked for a reset or power-off".to_owned(),
+        StopReason::TripleFault => "its guest had a triple fault".to_owned(),
+        StopReason::AgentFailed(message) => format!("its agent gave up: {message}"),
+        StopReason::KvmError(message) => format!("KVM could not go on: {message}"),
+    }
+}

@@ -1,0 +1,128 @@
+//! From a snapshot on disk to a zygote that makes forks.
+
+use std::{
+    fs::File,
+    os::fd::{AsFd, OwnedFd},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use forkling_vmm::{
+    protocol::FailureKind,
+    snapshot::{self, Snapshot},
+};
+use rustix::fs::{Mode, OFlags, open};
+
+use super::{Live, Loaded, Template, image};
+use crate::{
+    api::error::{Code, Error, chain},
+    engine::Engine,
+    zygote::{self, Load, Zygote},
+};
+
+/// What a zygote is given.
+struct Files {
+    snapshot: OwnedFd,
+    root: Option<File>,
+    image: image::Opened,
+}
+
+impl Template {
+    /// Starts a zygote. Called by one task at a time.
+    pub(super) async fn load(self: &Arc<Self>, engine: &Arc<Engine>) -> Result<Arc<Loaded>, Error> {
+        self.set(Live::Loading);
+        let outcome = self.start(engine).await;
+        match outcome {
+            Ok(loaded) => {
+                self.set(Live::Ready(loaded.clone()));
+                tokio::spawn(self.clone().watch(loaded.clone()));
+                Ok(loaded)
+            }
+            Err(error) => {
+                engine.images.forget(self.name());
+                // What may pass by itself is tried again by the next fork.
+                let passing = error.code == Code::ForkFailed;
+                self.set(if passing { Live::Cold } else { Live::Broken(error.clone()) });
+                Err(error)
+            }
+        }
+    }
+
+    async fn start(self: &Arc<Self>, engine: &Arc<Engine>) -> Result<Arc<Loaded>, Error> {
+        let (template, shared) = (self.clone(), engine.clone());
+        let files = tokio::task::spawn_blocking(move || template.open(&shared)).await;
+        let files = files.map_err(|error| Error::new(Code::Internal, "opening a snapshot failed").because(error))??;
+        let load = Load {
+            snapshot: files.snapshot.as_fd(),
+            image: files.image.reader.as_fd(),
+            root: files.root.as_ref().map(AsFd::as_fd),
+            lazy: files.image.lazy,
+        };
+        let zygote = Zygote::start(&engine.spawner, load).await.map_err(|error| self.zygote_error(&error))?;
+        Ok(Arc::new(Loaded {
+            zygote,
+            complete: AtomicBool::new(!files.image.lazy),
+            completing: AtomicBool::new(false),
+        }))
+    }
+
+    fn open(&self, engine: &Engine) -> Result<Files, Error> {
+        let path = self.snapshot_dir();
+        let fail = |error: &dyn std::error::Error, invalid: bool| {
+            let code = if invalid { Code::SnapshotInvalid } else { Code::ForkFailed };
+            Error::new(code, format!("the snapshot of template {} cannot be used", self.name())).because(chain(error))
+        };
+        let of_snapshot = |error: snapshot::Error| fail(&error, error.is_snapshot_fault());
+        let root = Snapshot::open(&path).and_then(|snapshot| snapshot.open_root()).map_err(of_snapshot)?;
+        let image = engine.images.open(self.name(), &path).map_err(|error| match error {
+            image::Error::Snapshot(error) => of_snapshot(error),
+            other => fail(&other, false),
+        })?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let snapshot = open(&path, flags, Mode::empty()).map_err(|error| fail(&error, false))?;
+        Ok(Files { snapshot, root, image })
+    }
+
+    fn zygote_error(&self, error: &zygote::Error) -> Error {
+        let name = self.name();
+        let code = match &error {
+            zygote::Error::Refused(failure) => match failure.kind {
+                FailureKind::Host => Code::ForkFailed,
+                FailureKind::Request | FailureKind::Snapshot | FailureKind::Guest => Code::SnapshotInvalid,
+            },
+            zygote::Error::Start(_) => Code::ForkFailed,
+            zygote::Error::Ended(_) | zygote::Error::Control(_) => Code::TemplateBroken,
+        };
+        Error::new(code, format!("template {name} cannot be loaded")).because(chain(error))
+    }
+
+    /// Reports the end of a zygote that nobody asked for.
+    async fn watch(self: Arc<Self>, loaded: Arc<Loaded>) {
+        let reason = loaded.zygote.ended().await;
+        let mut live = self.live.lock().expect("no panic under this lock");
+        if matches!(&*live, Live::Ready(current) if Arc::ptr_eq(current, &loaded)) {
+            tracing::warn!(template = self.name(), reason, "zygote ended");
+            let message = format!("the zygote of template {} {reason}; its forks live on", self.name());
+            *live = Live::Broken(Error::new(Code::TemplateBroken, message));
+        }
+    }
+}
+
+impl Loaded {
+    /// Fills the rest of the image, once, so that later forks need no pager.
+    pub fn complete_in_background(self: &Arc<Self>, engine: &Arc<Engine>, template: &str) {
+        if self.completing.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (loaded, engine, template) = (self.clone(), engine.clone(), template.to_owned());
+        tokio::task::spawn_blocking(move || match engine.images.load_all(&template) {
+            Ok(()) => loaded.complete.store(true, Ordering::Release),
+            Err(error) => {
+                tracing::warn!(template, error = chain(&error), "image stays incomplete");
+                loaded.completing.store(false, Ordering::Release);
+            }
+        });
+    }
+}

@@ -1,0 +1,181 @@
+//! A template's zygote process, as the daemon holds it.
+
+use std::{
+    collections::HashMap,
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use forkling_vmm::protocol::{Failure, FailureKind, FromZygote, ToZygote};
+use tokio::{
+    sync::{oneshot, watch},
+    time::timeout,
+};
+
+use crate::{
+    control::{self, Socket},
+    limits::LOAD_TIMEOUT,
+    process::{Process, Spawner},
+};
+
+/// Why there is no zygote.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The process could not be started.
+    #[error("cannot start the zygote process; is forkling-vmm beside forkd, or given by --vmm?")]
+    Start(#[source] io::Error),
+    /// It refused the snapshot.
+    #[error("the snapshot cannot be forked here: {}", .0.message)]
+    Refused(Failure),
+    /// It ended, or said nothing in time, before the snapshot was loaded.
+    #[error("the zygote {0} before it had loaded the snapshot")]
+    Ended(String),
+    /// Its control socket failed.
+    #[error("cannot talk to the zygote")]
+    Control(#[from] control::Error),
+}
+
+/// The descriptors a zygote works from.
+#[derive(Clone, Copy, Debug)]
+pub struct Load<'a> {
+    /// The snapshot directory.
+    pub snapshot: BorrowedFd<'a>,
+    /// The image memfd, read-only.
+    pub image: BorrowedFd<'a>,
+    /// The root image.
+    pub root: Option<BorrowedFd<'a>>,
+    /// Whether the image is incomplete.
+    pub lazy: bool,
+}
+
+/// The answer to a spawn: the fork's process id.
+pub type Spawned = oneshot::Receiver<Result<i32, Failure>>;
+
+type Pending = HashMap<u64, oneshot::Sender<Result<i32, Failure>>>;
+
+/// A running zygote. Dropped, it is killed.
+#[derive(Debug)]
+pub struct Zygote {
+    process: Process,
+    socket: Socket,
+    /// Spawns under way; `None` when the process has ended.
+    pending: Mutex<Option<Pending>>,
+    token: AtomicU64,
+    end: watch::Sender<Option<String>>,
+}
+
+impl Zygote {
+    /// Starts a zygote and waits until it can fork.
+    pub async fn start(spawner: &Spawner, load: Load<'_>) -> Result<Arc<Self>, Error> {
+        let (socket, theirs) = control::pair().map_err(Error::Start)?;
+        let process = spawner.spawn("zygote", theirs).await.map_err(Error::Start)?;
+        let zygote = Arc::new(Self {
+            process,
+            socket,
+            pending: Mutex::new(Some(HashMap::new())),
+            token: AtomicU64::new(1),
+            end: watch::Sender::new(None),
+        });
+        match timeout(LOAD_TIMEOUT, zygote.load(load)).await {
+            Ok(Ok(())) => {
+                tokio::spawn(zygote.clone().supervise());
+                Ok(zygote)
+            }
+            outcome => {
+                zygote.process.kill();
+                let exit = zygote.process.wait().await;
+                let exit = exit.map_or_else(|error| error.to_string(), |exit| exit.to_string());
+                match outcome {
+                    Ok(Err(Error::Ended(_))) => Err(Error::Ended(exit)),
+                    Ok(Err(error)) => Err(error),
+                    _ => Err(Error::Ended(format!("gave no answer in {} s", LOAD_TIMEOUT.as_secs()))),
+                }
+            }
+        }
+    }
+
+    async fn load(&self, load: Load<'_>) -> Result<(), Error> {
+        let mut fds = vec![load.snapshot, load.image];
+        fds.extend(load.root);
+        self.socket.send(&ToZygote::Load { root: load.root.is_some(), lazy: load.lazy }, &fds).await?;
+        match self.socket.receive::<FromZygote>().await? {
+            Some((FromZygote::Loaded, _)) => Ok(()),
+            Some((FromZygote::LoadFailed(failure), _)) => Err(Error::Refused(failure)),
+            Some((FromZygote::Spawned { .. } | FromZygote::SpawnFailed { .. }, _)) | None => {
+                Err(Error::Ended(String::new()))
+            }
+        }
+    }
+
+    /// Asks for a fork whose control socket is `theirs`.
+    pub async fn spawn(&self, theirs: OwnedFd, lazy: bool) -> Result<Spawned, control::Error> {
+        let token = self.token.fetch_add(1, Ordering::Relaxed);
+        let (sender, spawned) = oneshot::channel();
+        if let Some(pending) = self.pending.lock().expect("no panic under this lock").as_mut() {
+            pending.insert(token, sender);
+        }
+        self.socket.send(&ToZygote::Spawn { token, lazy }, &[theirs.as_fd()]).await?;
+        Ok(spawned)
+    }
+
+    /// Process id.
+    pub fn pid(&self) -> i32 {
+        self.process.pid()
+    }
+
+    /// Kills it. Its forks live on.
+    pub fn kill(&self) {
+        self.process.kill();
+    }
+
+    /// Waits for its end and says how it ended.
+    pub async fn ended(&self) -> String {
+        let mut end = self.end.subscribe();
+        let reason = end.wait_for(Option::is_some).await.expect("the sender lives as long as self");
+        reason.clone().expect("just waited for it")
+    }
+
+    async fn supervise(self: Arc<Self>) {
+        let mut open = true;
+        let exit = loop {
+            tokio::select! {
+                biased;
+                message = self.socket.receive::<FromZygote>(), if open => match message {
+                    Ok(Some((message, _))) => self.answer(message),
+                    // End or nonsense: a zygote that cannot be talked to is of no use.
+                    Ok(None) | Err(_) => {
+                        open = false;
+                        self.process.kill();
+                    }
+                },
+                exit = self.process.wait() => break exit,
+            }
+        };
+        while let Ok(Some((message, _))) = self.socket.try_receive::<FromZygote>() {
+            self.answer(message);
+        }
+        let reason = exit.map_or_else(|error| format!("could not be waited for: {error}"), |exit| exit.to_string());
+        let pending = self.pending.lock().expect("no panic under this lock").take();
+        for (_, sender) in pending.into_iter().flatten() {
+            let message = format!("the zygote {reason}");
+            let _ = sender.send(Err(Failure { kind: FailureKind::Host, message }));
+        }
+        self.end.send_replace(Some(reason));
+    }
+
+    fn answer(&self, message: FromZygote) {
+        let (token, outcome) = match message {
+            FromZygote::Spawned { token, pid } => (token, Ok(pid)),
+            FromZygote::SpawnFailed { token, failure } => (token, Err(failure)),
+            FromZygote::Loaded | FromZygote::LoadFailed(_) => return,
+        };
+        let mut pending = self.pending.lock().expect("no panic under this lock");
+        if let Some(sender) = pending.as_mut().and_then(|pending| pending.remove(&token)) {
+            let _ = sender.send(outcome);
+        }
+    }
+}
