@@ -1,6 +1,7 @@
 //! Test support: a machine's side of the devices (RAM, event loop) and a driver that talks to them through registers.
 
 use std::collections::HashMap;
+use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
 use mio::{Events, Poll};
@@ -184,18 +185,30 @@ impl Driver {
 
     /// Kicks if the device asked for it (virtio 1.2, 2.7.10.1), so that a kick it forgot to ask for is missed.
     pub fn kick(&mut self, host: &Host, index: usize) {
+        self.kick_through(&host.ram, &host.devices, index);
+    }
+
+    /// The same, for a driver that runs beside the event loop.
+    pub fn kick_through(&mut self, ram: &GuestRam, devices: &Devices, index: usize) {
         let queue = &mut self.queues[index];
+        // The new position must be out before the device's wish is read.
+        fence(Ordering::SeqCst);
         let avail_event = queue.used + 4 + u64::from(queue.size) * 8;
-        let asked: u16 = host.ram.read_obj(GuestAddress(avail_event)).unwrap();
+        let asked: u16 = ram.load(GuestAddress(avail_event), Ordering::Acquire).unwrap();
         let since = queue.added.wrapping_sub(std::mem::replace(&mut queue.kicked, queue.added));
         if queue.added.wrapping_sub(asked).wrapping_sub(1) < since {
-            self.force_kick(host, index);
+            self.force_kick_through(devices, index);
         }
     }
 
     /// Kicks whether the device asked for it or not.
     pub fn force_kick(&self, host: &Host, index: usize) {
-        host.write(self.slot, QUEUE_NOTIFY, index as u32);
+        self.force_kick_through(&host.devices, index);
+    }
+
+    /// The same, for a driver that runs beside the event loop.
+    pub fn force_kick_through(&self, devices: &Devices, index: usize) {
+        devices.mmio_write(self.slot.mmio_base() + QUEUE_NOTIFY, &(index as u32).to_le_bytes());
     }
 }
 
@@ -237,12 +250,12 @@ impl DriverQueue {
         let at = self.avail + 4 + u64::from(self.added % self.size) * 2;
         ram.write_obj(head, GuestAddress(at)).unwrap();
         self.added = self.added.wrapping_add(1);
-        ram.write_obj(self.added, GuestAddress(self.avail + 2)).unwrap();
+        ram.store(self.added, GuestAddress(self.avail + 2), Ordering::Release).unwrap();
     }
 
     /// Takes a completed chain: its head and the bytes written into it.
     pub fn take(&mut self, ram: &GuestRam) -> Option<(u16, Vec<u8>)> {
-        let done: u16 = ram.read_obj(GuestAddress(self.used + 2)).unwrap();
+        let done: u16 = ram.load(GuestAddress(self.used + 2), Ordering::Acquire).unwrap();
         if done == self.seen {
             return None;
         }

@@ -163,7 +163,7 @@ fn a_slow_host_gets_everything_in_the_end() {
     let sent: Vec<u8> = (0..2 * BUFFER).map(|index| (index / 7) as u8).collect();
     let mut got = Vec::new();
     let (mut position, mut credit_at) = (0_usize, 0_u32);
-    while got.len() < sent.len() {
+    for _ in 0..1000 {
         while position < sent.len() && position - (credit_at as usize) < BUFFER as usize {
             guest.answer(&request, op::RW, 0, &sent[position..position + 4096]);
             position += 4096;
@@ -231,11 +231,12 @@ fn what_the_guest_sent_before_it_closed_arrives() {
     let last = std::iter::from_fn(|| guest.receive()).last().unwrap();
     assert_eq!(last.0.op, op::RST, "the guest does not wait for the host");
     // Its ports can be used again while the host still reads.
-    let mut got = Vec::new();
-    while got.len() < BUFFER as usize {
-        got.extend(read_all(&mut stream));
+    let mut got = 0;
+    for _ in 0..1000 {
+        got += read_all(&mut stream).len();
         guest.host.pump();
     }
+    assert_eq!(got, BUFFER as usize);
     assert!(is_closed(&mut stream));
 }
 
