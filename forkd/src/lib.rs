@@ -18,6 +18,7 @@ pub mod fork;
 pub mod identity;
 pub mod limits;
 pub mod names;
+pub mod pager;
 pub mod process;
 pub mod reactor;
 pub mod registry;

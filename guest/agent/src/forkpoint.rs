@@ -3,9 +3,10 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use forkling_proto::mailbox;
+use forkling_proto::mailbox::{self, Header};
 
 use crate::command::Environment;
+use crate::failure::{chain, give_up};
 use crate::identity::{self, Applier};
 use crate::quiet::{self, Quiet};
 use crate::reap::Reaper;
@@ -86,43 +87,43 @@ impl Forkpoint {
     }
 
     /// Stops at the forkpoint. Returns in every fork, with its identity applied and acknowledged and its environment
-    /// in `environment`.
-    pub fn pass(
-        &mut self,
-        prepared: Prepared,
-        reaper: &mut Reaper,
-        environment: &mut Environment,
-    ) -> Result<(), Error> {
+    /// in `environment`. A fork that cannot be served does not return: it ends while nothing else runs in it, before
+    /// anyone could notice a closed socket or draw a random number.
+    pub fn pass(&mut self, prepared: Prepared, reaper: &mut Reaper, environment: &mut Environment) {
         let Prepared { mut applier, port, quiet } = prepared;
         self.mailbox.clear();
         port.forkpoint(&mut self.mailbox);
-        let decoded = mailbox::decode(self.mailbox.bytes());
-        self.mailbox.clear();
-        let (header, identity) = decoded?;
-        applier.apply(&header, &identity)?;
-        environment.clone_from(&self.template);
-        environment.extend(identity.env);
+        let header = self.adopt(&mut applier, environment).unwrap_or_else(|error| give_up(&chain(&error)));
         let port = if self.hooks.is_empty() {
             port
         } else {
             // Hooks are programs and may need others; none may inherit the port.
             drop(port);
             drop(quiet);
-            self.run_hooks(reaper, environment)?;
-            Port::open().map_err(Error::Port)?
+            self.run_hooks(reaper, environment).unwrap_or_else(|error| give_up(&chain(&error)))
         };
         self.waiters.release(header.generation);
         port.acknowledge(header.generation, header.nonce);
         // Before `quiet` ends, so that no program starts another one while the port is held.
         drop(port);
-        Ok(())
     }
 
-    fn run_hooks(&self, reaper: &mut Reaper, environment: &Environment) -> Result<(), Error> {
+    /// Takes on the identity in the mailbox.
+    fn adopt(&mut self, applier: &mut Applier, environment: &mut Environment) -> Result<Header, Error> {
+        let decoded = mailbox::decode(self.mailbox.bytes());
+        self.mailbox.clear();
+        let (header, identity) = decoded?;
+        applier.apply(&header, &identity)?;
+        environment.clone_from(&self.template);
+        environment.extend(identity.env);
+        Ok(header)
+    }
+
+    fn run_hooks(&self, reaper: &mut Reaper, environment: &Environment) -> Result<Port, Error> {
         for hook in &self.hooks {
             let deadline = Instant::now() + HOOK_LIMIT;
             run::to_end(Role::Hook, hook, environment, reaper, deadline)?;
         }
-        Ok(())
+        Port::open().map_err(Error::Port)
     }
 }

@@ -7,6 +7,7 @@
 mod boot;
 mod command;
 mod console;
+mod failure;
 mod forkpoint;
 mod identity;
 mod quiet;
@@ -25,12 +26,11 @@ use std::os::unix::net::UnixListener;
 
 use anyhow::{Context, bail};
 use forkling_proto::rpc;
-use rustix::system::RebootCommand;
 
+use crate::failure::give_up;
 use crate::forkpoint::Forkpoint;
 use crate::reap::Reaper;
 use crate::serve::Server;
-use crate::sys::hypercall::Port;
 use crate::waiters::Waiters;
 
 fn main() -> anyhow::Result<()> {
@@ -76,18 +76,4 @@ fn serve_unix(arguments: &[String]) -> anyhow::Result<Infallible> {
     let reaper = Reaper::new().context("cannot watch for processes that end")?;
     let mut server = Server::new(OwnedFd::from(listener), reaper, command::base_environment(&[]), None)?;
     Ok(server.run()?)
-}
-
-/// Tells console and host why this guest is of no use, and stops it. PID 1 must never simply exit.
-fn give_up(message: &str) -> ! {
-    console::say(message);
-    match Port::open() {
-        Ok(port) => port.fail(message),
-        Err(error) => console::say(&format!("cannot tell the host: {error}")),
-    }
-    // The host normally ends the VM inside the hypercall.
-    loop {
-        let _ = rustix::system::reboot(RebootCommand::Restart);
-        std::thread::sleep(std::time::Duration::from_secs(1));
-    }
 }

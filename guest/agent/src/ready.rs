@@ -136,8 +136,13 @@ impl Workload<'_> {
             Ready::Forkpoint => Ok(self.waiters.gather().map_err(Error::System)? > 0),
             Ready::Port(port) => Ok(accepts(*port)),
             Ready::Command(argv) => {
-                *last = run::to_end(Role::Ready, argv, self.environment, self.reaper, deadline).err();
-                Ok(last.is_none())
+                match run::to_end(Role::Ready, argv, self.environment, self.reaper, deadline) {
+                    Ok(()) => return Ok(true),
+                    // The try that the deadline cut short says less than the one before it.
+                    Err(run::Error::Failed { status: None, .. }) if last.is_some() => {}
+                    Err(error) => *last = Some(error),
+                }
+                Ok(false)
             }
         }
     }

@@ -55,14 +55,14 @@ pub enum Error {
         source: command::Error,
     },
     /// It ended otherwise than with status 0.
-    #[error("{role} `{line}` {outcome}; its standard error ends with: {tail}")]
+    #[error("{role} `{line}` {}; {}", outcome(*status), shown(tail))]
     Failed {
         /// What the command is for.
         role: Role,
         /// Its arguments.
         line: String,
-        /// How it ended.
-        outcome: String,
+        /// How it ended; none if it was killed at its deadline.
+        status: Option<WaitStatus>,
         /// Last bytes of its standard error.
         tail: String,
     },
@@ -110,12 +110,7 @@ pub fn to_end(
     }
     match status {
         Some(status) if status.exit_status() == Some(0) => Ok(()),
-        status => Err(Error::Failed {
-            role,
-            line: line(),
-            outcome: outcome(status),
-            tail: command::tail(&output, TAIL),
-        }),
+        status => Err(Error::Failed { role, line: line(), status, tail: command::tail(&output, TAIL) }),
     }
 }
 
@@ -128,6 +123,14 @@ pub fn outcome(status: Option<WaitStatus>) -> String {
             (_, Some(signal)) => format!("was killed by signal {signal}"),
             _ => "changed its state".to_owned(),
         },
+    }
+}
+
+fn shown(tail: &str) -> String {
+    if tail.is_empty() {
+        "it wrote nothing to its standard error".to_owned()
+    } else {
+        format!("its standard error ends with: {tail}")
     }
 }
 

@@ -56,9 +56,11 @@ impl Waiters {
 
     /// Tells all who wait that they are in a new fork.
     pub fn release(&mut self, generation: u64) {
+        // One write each, so that one read gets the line.
+        let line = format!("generation {generation}\n");
         for mut stream in self.waiting.drain(..) {
             // One that has gone away needs no answer.
-            let _ = writeln!(stream, "generation {generation}");
+            let _ = stream.write_all(line.as_bytes());
         }
     }
 }

@@ -57,7 +57,8 @@ pub enum Ready {
 }
 
 /// Unix stream socket in the guest on which the workload asks for a forkpoint: it connects, and reads one line,
-/// `generation <n>\n`, in every fork after identity is applied.
+/// `generation <n>\n`, in every fork after identity is applied and before the fork acknowledges. Then the connection is
+/// closed; a program that wants to be told of the next fork too connects again.
 pub const FORKPOINT_SOCKET: &str = "/run/forkling/forkpoint.sock";
 
 /// File in the guest that holds the current generation in decimal and is replaced at each fork.

@@ -15,10 +15,6 @@ const BUILT_IN: &[&str] = &[
     "reboot=a",
     // There is no PCI; do not probe for it.
     "pci=off",
-    // There is no keyboard controller; probing one takes seconds. The FADT says so too.
-    "i8042.noaux",
-    "i8042.nokbd",
-    "i8042.nopnp",
     // There is no PIT to check the timer interrupt against.
     "no_timer_check",
     // The guest's TSC stands still between freeze and activation: no clock may be checked against another.

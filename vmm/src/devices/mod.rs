@@ -10,6 +10,9 @@
 //! System calls of [`Devices::new`] and [`Devices::restore`]: seven eventfds (an interrupt each for console, vsock,
 //! pmem and rng; a kick each for the last three), three `epoll_ctl`. No thread, no other descriptor; the machine adds
 //! four irqfds and three ioeventfds.
+//!
+//! Dropping devices closes their descriptors and leaves epoll alone, so a process that was made by fork(2) can drop
+//! its copy without a trace in its parent's event loop.
 
 use std::io;
 use std::ops::Range;
@@ -31,6 +34,8 @@ pub mod cmos;
 pub mod reset;
 pub mod serial;
 pub mod state;
+#[cfg(test)]
+mod testing;
 #[cfg(test)]
 mod tests;
 pub mod virtio;
@@ -63,18 +68,8 @@ pub struct Backends {
     pub console: serial::Backend,
     /// The root image, exactly if the configuration or state has one.
     pub pmem: Option<virtio::pmem::Backend>,
-    /// Host ports the guest may connect to.
-    pub ports: HostPorts,
-}
-
-/// See [`vsock::HostPorts`].
-#[derive(Default)]
-pub struct HostPorts(pub Option<Box<dyn vsock::HostPorts>>);
-
-impl std::fmt::Debug for HostPorts {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("HostPorts").field(&self.0.is_some()).finish()
-    }
+    /// Host ports the guest may connect to; without, it is refused.
+    pub ports: Option<Box<dyn vsock::HostPorts>>,
 }
 
 /// All devices of one guest.
@@ -156,10 +151,10 @@ impl Devices {
             (true, Some(backend)) => Some(MmioTransport::new(Slot::Pmem, Pmem::new(backend)?, ram.clone())?),
             (_, given) => return Err(Error::Root { given: given.is_some() }),
         };
-        let vsock = Vsock::new(vsock_backend(&registry, ports)?);
+        let vsock = Vsock::new(vsock_backend(registry, ports));
         let vsock = MmioTransport::new(Slot::Vsock, vsock, ram.clone())?;
         let rng = MmioTransport::new(Slot::Rng, Rng, ram)?;
-        Self::assemble(&registry, Serial::new(console)?, Cmos::default(), vsock, pmem, rng)
+        Self::assemble(Serial::new(console)?, Cmos::default(), vsock, pmem, rng)
     }
 
     /// Continues from saved states. [`Self::kick`] is to be called next, when the interrupts are connected.
@@ -175,15 +170,14 @@ impl Devices {
             }
             (_, given) => return Err(Error::Root { given: given.is_some() }),
         };
-        let device = Vsock::restore(&vsock.device, vsock_backend(&registry, ports)?)?;
+        let device = Vsock::restore(&vsock.device, vsock_backend(registry, ports))?;
         let vsock = MmioTransport::restore(Slot::Vsock, vsock, device, ram.clone())?;
         let rng = MmioTransport::restore(Slot::Rng, rng, Rng::restore(&rng.device), ram)?;
         let serial = Serial::restore(serial, console)?;
-        Self::assemble(&registry, serial, Cmos::restore(cmos)?, vsock, pmem, rng)
+        Self::assemble(serial, Cmos::restore(cmos)?, vsock, pmem, rng)
     }
 
     fn assemble(
-        registry: &Registry,
         serial: Serial,
         cmos: Cmos,
         vsock: MmioTransport<Vsock>,
@@ -193,12 +187,15 @@ impl Devices {
         let serial_irq = serial.irq();
         let devices =
             Self { serial: Mutex::new(serial), serial_irq, cmos: Mutex::new(cmos), vsock, pmem, rng };
-        for kick in devices.kicks() {
-            let token = Token(FIRST_TOKEN + kick.slot as usize);
-            let mut source = SourceFd(&kick.fd.as_raw_fd());
-            registry.register(&mut source, token, Interest::READABLE).map_err(Error::Watch)?;
-        }
+        devices.vsock.with_device(|vsock| devices.watch_kicks(vsock.registry())).map_err(Error::Watch)?;
         Ok(devices)
+    }
+
+    fn watch_kicks(&self, registry: &Registry) -> io::Result<()> {
+        self.kicks().try_for_each(|kick| {
+            let token = Token(FIRST_TOKEN + kick.slot as usize);
+            registry.register(&mut SourceFd(&kick.fd.as_raw_fd()), token, Interest::READABLE)
+        })
     }
 
     /// The guest-visible state of all devices. The caller has stopped the vCPUs and is the event loop's thread.
@@ -296,9 +293,8 @@ fn kick_of<D: VirtioDevice>(device: &MmioTransport<D>) -> Kick<'_> {
     Kick { slot: device.slot(), gpa: device.notify_address(), fd: device.notify() }
 }
 
-fn vsock_backend(registry: &Registry, ports: HostPorts) -> Result<vsock::Backend, Error> {
-    let registry = registry.try_clone().map_err(Error::Watch)?;
-    Ok(vsock::Backend { registry, first_token: FIRST_STREAM_TOKEN, ports: ports.0 })
+fn vsock_backend(registry: Registry, ports: Option<Box<dyn vsock::HostPorts>>) -> vsock::Backend {
+    vsock::Backend { registry, first_token: FIRST_STREAM_TOKEN, ports }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

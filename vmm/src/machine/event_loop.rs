@@ -15,7 +15,7 @@ use std::{
 use mio::{Events, Interest, Poll, Registry, Token, Waker, unix::SourceFd};
 
 use super::Error;
-use crate::devices::{self, Backends, Devices, HostPorts, serial, virtio::pmem};
+use crate::devices::{self, Backends, Devices, serial, virtio::pmem};
 
 /// The waker's token; the devices' are in [`devices::TOKENS`].
 const WAKER: Token = Token(0);
@@ -54,7 +54,7 @@ impl EventLoopSeed {
             registry: self.poll.registry().try_clone().map_err(Error::EventLoop)?,
             console: serial::Backend { waker: Some(self.waker.clone()) },
             pmem: root.map(|size| pmem::Backend { size }),
-            ports: HostPorts::default(),
+            ports: None,
         })
     }
 

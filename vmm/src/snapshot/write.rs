@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use super::dir::Dir;
 use super::{CHUNK, ChunkBuffer, Digest, Error, FileSum, ImageSummary, Index, Manifest, file, io_error};
+use crate::memory::layout::LOW_RAM_END;
 
 /// Chunks a worker takes at a time; its buffer is as large.
 const BATCH: u64 = 16;
@@ -64,7 +65,7 @@ impl SnapshotWriter {
     }
 
     /// Writes the memory of `memory_bytes`, a multiple of [`CHUNK`]. `read` fills a buffer from an offset in the image;
-    /// it is called from several threads. `progress` gets chunks done and chunks in all, on the caller's thread.
+    /// it is called from several threads, for ranges that never cross a multiple of 1 MiB. `progress` gets chunks done and chunks in all, on the caller's thread.
     pub fn write_image<R, P>(
         &self,
         memory_bytes: u64,
@@ -278,6 +279,9 @@ pub(super) fn chunk_path(digest: &Digest) -> (String, String) {
     let name = iter::once(parent.as_str()).chain(["/", &hex, ".zst"]).collect();
     (parent, name)
 }
+
+const _: () =
+    assert!(LOW_RAM_END.is_multiple_of(BATCH * CHUNK as u64), "no read crosses the hole in guest memory");
 
 #[cfg(test)]
 mod tests;

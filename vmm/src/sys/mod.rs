@@ -7,5 +7,6 @@ pub mod kick;
 pub mod kvm;
 pub mod mapping;
 pub mod memfd;
+pub mod pagemap;
 pub mod process;
 pub mod uffd;

@@ -16,7 +16,8 @@ mod xsave;
 pub use compat::{Incompatible, compatible, vendor};
 pub use entries::{CpuidEntries, Leaf, MalformedLeaf, Register};
 
-use kvm_bindings::CpuId;
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
+use kvm_ioctls::{Cap, Kvm};
 
 use crate::protocol::CpuTemplate;
 
@@ -43,6 +44,17 @@ const LINEAR_BITS: u32 = 48;
 pub struct SupportedCpuid(CpuidEntries);
 
 impl SupportedCpuid {
+    /// What this host's KVM supports. Takes most of a millisecond: ask once per process.
+    pub fn of(kvm: &Kvm) -> Result<Self, kvm_ioctls::Error> {
+        let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
+        let mut supported = Self::new(&supported, kvm.check_extension(Cap::TscDeadlineTimer));
+        if host_is_tcg() {
+            // QEMU does not let KVM see a guest's XSETBV, so that KVM takes the guest's XCR0 away again at the next entry.
+            xsave::remove(&mut supported.0);
+        }
+        Ok(supported)
+    }
+
     /// From KVM_GET_SUPPORTED_CPUID. `tsc_deadline` is whether KVM_CAP_TSC_DEADLINE_TIMER is there: older kernels do
     /// not put the feature's bit into the list.
     pub fn new(supported: &CpuId, tsc_deadline: bool) -> Self {
@@ -71,6 +83,13 @@ impl SupportedCpuid {
     }
 }
 
+/// Whether this host is itself emulated by QEMU in software (its CPUID leaf 0x40000000 says so).
+pub fn host_is_tcg() -> bool {
+    const SIGNATURE: [&[u8; 4]; 3] = [b"TCGT", b"CGTC", b"GTCG"];
+    let leaf = core::arch::x86_64::__cpuid(0x4000_0000);
+    [leaf.ebx, leaf.ecx, leaf.edx] == SIGNATURE.map(|word| u32::from_le_bytes(*word))
+}
+
 /// The CPUID of vCPU number `index` of `vcpus` in a new guest.
 ///
 /// Templates are upper bounds: what the host lacks of them, the guest lacks too.
@@ -91,6 +110,8 @@ pub fn guest(supported: &SupportedCpuid, template: CpuTemplate, index: u8, vcpus
     address_widths(&mut entries, template);
     xsave::apply(&mut entries);
     topology::apply(&mut entries, index, vcpus);
+    // KVM answers zeros to what is not listed.
+    entries.retain(|leaf| [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx] != [0; 4]);
     entries
 }
 

@@ -70,8 +70,16 @@ pub fn run() -> Result<GuestConfig, Error> {
         .map_err(|errno| Error::Setting("raise the limit of open files", errno.into()))?;
     rustix::system::sethostname(b"forkling")
         .map_err(|errno| Error::Setting("set the host name", errno.into()))?;
+    unlimit_real_time()?;
     console::say("the file systems are mounted");
     Ok(config)
+}
+
+/// Lets real-time tasks run without a limit. At a forkpoint the agent is one, possibly for minutes by the guest's clock;
+/// the default limit of 95 % would then let other programs run before the fork has its identity (sched(7)).
+fn unlimit_real_time() -> Result<(), Error> {
+    let path = "/proc/sys/kernel/sched_rt_runtime_us";
+    std::fs::write(path, "-1").map_err(|source| Error::File { doing: "write", path: path.into(), source })
 }
 
 fn read_config() -> Result<GuestConfig, Error> {

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use forkling_proto::rpc::Kind;
 use rustix::buffer::spare_capacity;
@@ -45,9 +45,6 @@ pub enum Error {
     /// The first forkpoint cannot be reached.
     #[error(transparent)]
     Prepare(#[from] forkpoint::PrepareError),
-    /// A forkpoint was passed, but the fork cannot be served.
-    #[error(transparent)]
-    Fork(#[from] forkpoint::Error),
 }
 
 /// What an event is about; the low bits of its token.
@@ -107,7 +104,8 @@ impl Server {
     pub fn pass_forkpoint(&mut self) -> Result<(), Error> {
         let forkpoint = self.forkpoint.as_mut().expect("only guests get here");
         let prepared = forkpoint.prepare()?;
-        Ok(forkpoint.pass(prepared, &mut self.reaper, &mut self.environment)?)
+        forkpoint.pass(prepared, &mut self.reaper, &mut self.environment);
+        Ok(())
     }
 
     /// Serves until something the server cannot do without fails.
@@ -150,15 +148,22 @@ impl Server {
         let stream = match rustix::net::accept_with(&self.listener, flags) {
             Ok(stream) => stream,
             Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED | Errno::CONNRESET) => return Ok(()),
+            Err(Errno::NOMEM | Errno::NOBUFS | Errno::MFILE | Errno::NFILE) => {
+                // The workload may have used it all up; the connection waits, and this loop must not spin.
+                std::thread::sleep(Duration::from_millis(1));
+                return Ok(());
+            }
             Err(errno) => return Err(Error::System("accept a connection", errno.into())),
         };
         if self.connections.len() < MAX_CONNECTIONS {
             let id = self.new_id();
             let mut connection = Connection::new(stream);
             connection.interest = connection.wanted();
-            epoll::add(&self.epoll, connection.fd(), token(id, CONNECTION), connection.interest)
-                .map_err(|errno| Error::System("watch a connection", errno.into()))?;
-            self.connections.insert(id, connection);
+            // One that cannot be watched is closed; the host sees it and tries again.
+            let (data, interest) = (token(id, CONNECTION), connection.interest);
+            if epoll::add(&self.epoll, connection.fd(), data, interest).is_ok() {
+                self.connections.insert(id, connection);
+            }
         }
         Ok(())
     }

@@ -1,13 +1,12 @@
 //! What the host may ask for: one function per kind of frame.
 
-use std::error::Error as StdError;
-
 use forkling_proto::rpc::{CallError, Exec, Header, Kind};
 use rustix::event::epoll::{self, EventFlags};
 
 use super::call::Call;
 use super::{Error, MAX_CALLS, STDIN, Server, token, watch_outputs};
 use crate::command;
+use crate::failure::chain;
 
 impl Server {
     pub(super) fn handle(&mut self, id: u32, header: Header, payload: Vec<u8>) -> Result<(), Error> {
@@ -93,7 +92,7 @@ impl Server {
         };
         match forkpoint.prepare() {
             Ok(prepared) => {
-                forkpoint.pass(prepared, &mut self.reaper, &mut self.environment)?;
+                forkpoint.pass(prepared, &mut self.reaper, &mut self.environment);
                 if let Some(connection) = self.connections.get_mut(&id) {
                     connection.send(number, Kind::Pong, &[]);
                 }
@@ -119,15 +118,4 @@ fn call_error(error: command::Error) -> CallError {
         command::Error::Invalid(text) => CallError::BadRequest(text.to_owned()),
         error @ command::Error::System { .. } => CallError::System(chain(&error)),
     }
-}
-
-/// An error and its causes as one line.
-fn chain(error: &dyn StdError) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
 }

@@ -68,7 +68,12 @@ struct Inner<D> {
     registers: Registers,
     queues: Vec<Queue>,
     device: D,
+    /// Violations logged; a guest can make any number.
+    logged: u32,
 }
+
+/// Most violations logged per device.
+const MAX_LOGGED: u32 = 10;
 
 impl<D: VirtioDevice> MmioTransport<D> {
     /// A device after power-on. Two eventfds. Errors: the host has none to give.
@@ -77,7 +82,7 @@ impl<D: VirtioDevice> MmioTransport<D> {
             .iter()
             .map(|&size| Queue::new(size).expect("queue sizes are powers of two"))
             .collect();
-        Self::assemble(slot, ram, 0, Inner { registers: Registers::default(), queues, device })
+        Self::assemble(slot, ram, 0, Inner { registers: Registers::default(), queues, device, logged: 0 })
     }
 
     /// Continues from a saved state; `device` is restored already. Errors: no driver and device can have come to
@@ -87,7 +92,7 @@ impl<D: VirtioDevice> MmioTransport<D> {
         let registers = state.registers(offered(&device)).map_err(invalid)?;
         let queues = state.queues(D::QUEUE_SIZES, &registers, &ram).map_err(invalid)?;
         let interrupt_status = state.interrupt_status().map_err(invalid)?;
-        Self::assemble(slot, ram, interrupt_status, Inner { registers, queues, device })
+        Self::assemble(slot, ram, interrupt_status, Inner { registers, queues, device, logged: 0 })
     }
 
     fn assemble(slot: Slot, ram: GuestRam, interrupt_status: u32, inner: Inner<D>) -> Result<Self, Error> {
@@ -98,9 +103,9 @@ impl<D: VirtioDevice> MmioTransport<D> {
 
     /// The guest-visible state. The caller has stopped the vCPUs.
     pub fn save(&self) -> MmioState<D::State> {
-        // Slot, RAM and eventfds are the machine's; the rest is state.
+        // Slot, RAM, eventfds and log are the machine's; the rest is state.
         let Self { slot: _, ram: _, irq, notify: _, inner } = self;
-        let Inner { registers, queues, device } = &*lock(inner);
+        let Inner { registers, queues, device, logged: _ } = &*lock(inner);
         MmioState::new(registers, irq.status.load(Ordering::SeqCst), queues, device.save())
     }
 
@@ -183,7 +188,10 @@ impl<D: VirtioDevice> MmioTransport<D> {
     /// The driver broke the rules: stop the device until it is reset.
     fn fail(&self, inner: &mut Inner<D>, violation: Violation) {
         if inner.registers.status & NEEDS_RESET == 0 {
-            tracing::warn!(slot = ?self.slot, %violation, "the guest's driver is stopped until it resets its device");
+            if inner.logged < MAX_LOGGED {
+                inner.logged += 1;
+                tracing::warn!(slot = ?self.slot, %violation, "stopped until the guest's driver resets it");
+            }
             inner.registers.status |= NEEDS_RESET;
             inner.device.reset();
         }
@@ -239,10 +247,10 @@ impl<D: VirtioDevice> MmioTransport<D> {
     /// the guest had not acknowledged, since it may have been lost on its way into the saved interrupt controller.
     /// A device at rest does not interrupt: the guest's first instructions stay its own.
     pub fn kick(&self) {
-        self.process();
         if self.irq.status.load(Ordering::SeqCst) != 0 {
             self.irq.signal();
         }
+        self.process();
     }
 
     /// Guest-physical address of QueueNotify, 4 bytes: where a kick is written.

@@ -8,7 +8,7 @@ use super::{Chain, Violation};
 use crate::memory::GuestRam;
 
 /// Most chains taken in one pass, so that a driver that never stops adding cannot hold the event loop.
-const BUDGET: u32 = 512;
+const BUDGET: u32 = 256;
 
 /// A device's view of its queues for the length of one pass.
 #[derive(Debug)]

@@ -17,10 +17,20 @@ const BASE_SIZE: u32 = 576;
 /// Components beyond 0 (x87) and 1 (SSE), and the feature each belongs to.
 const COMPONENTS: [(u32, &str); 5] = [(2, "avx"), (5, "avx512f"), (6, "avx512f"), (7, "avx512f"), (9, "pku")];
 
+/// Instructions with a VEX or EVEX prefix, and other users of the save area, that are not named after AVX.
+const DEPENDENT: &[&str] =
+    &["xsave", "osxsave", "f16c", "fma", "fma4", "xop", "vaes", "vpclmulqdq", "pku", "ospke"];
+
+/// Takes away XSAVE and all that needs it.
+pub(super) fn remove(entries: &mut CpuidEntries) {
+    features::clear(entries, |name| name.starts_with("avx") || DEPENDENT.contains(&name));
+    entries.retain(|leaf| leaf.function != LEAF);
+}
+
 /// Makes leaf 0xD consistent with the features that are left.
 pub(super) fn apply(entries: &mut CpuidEntries) {
     if !features::has(entries, "xsave") {
-        entries.retain(|leaf| leaf.function != LEAF);
+        remove(entries);
         return;
     }
     let mut components = 0b11;

@@ -5,7 +5,7 @@
 //! the driver, which closes all streams on a vCPU's.
 //!
 //! Packets for the guest go out in the order: resets, control packets, data, each kind in turn over the connections.
-//! All are bounded: control packets are flags of their connection, resets are at most [`MAX_RESETS`] (then the guest's
+//! All are bounded: control packets are flags of their connection, resets are at most 256 (then the guest's
 //! packets wait in its queue) plus one per connection, data stays in the host's socket until the guest has a buffer.
 //!
 //! The fast path of a new connection: REQUEST is put into the guest's queue and the interrupt raised before epoll
@@ -17,23 +17,25 @@
 //! moment, new ones included.
 
 use std::collections::VecDeque;
+use std::fmt::Debug;
 use std::os::fd::OwnedFd;
 
 use mio::{Registry, Token};
 
-use self::connection::{Connection, Gone, Phase, Readiness, Received};
-use self::packet::{GUEST_CID, HEADER_SIZE, HOST_CID, Header, Key, STREAM, op};
+use self::connection::{Connection, Gone, Phase, Readiness};
+use self::packet::{GUEST_CID, Key};
 use self::table::Table;
-use super::{Chain, Queues, Violation, VirtioDevice, copy_config};
+use super::{Queues, Violation, VirtioDevice, copy_config};
 use crate::devices::Error;
-use crate::memory::GuestRam;
 
 pub mod connection;
 pub mod packet;
+mod rx;
 pub mod state;
 pub mod table;
 #[cfg(test)]
 mod tests;
+mod tx;
 
 pub use state::VsockState;
 pub use table::MAX_CONNECTIONS;
@@ -56,12 +58,13 @@ const MAX_RESETS: usize = 256;
 const SCRATCH: usize = 64 * 1024;
 
 /// Who answers a guest that connects to the host.
-pub trait HostPorts: Send {
+pub trait HostPorts: Debug + Send {
     /// A connected stream socket for host port `port`, or `None` to refuse.
     fn open(&mut self, port: u32) -> Option<OwnedFd>;
 }
 
 /// Host side of the device.
+#[derive(Debug)]
 pub struct Backend {
     /// The event loop's epoll.
     pub registry: Registry,
@@ -69,12 +72,6 @@ pub struct Backend {
     pub first_token: usize,
     /// Host ports the guest may connect to; without, it is refused.
     pub ports: Option<Box<dyn HostPorts>>,
-}
-
-impl std::fmt::Debug for Backend {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Backend").field("ports", &self.ports.is_some()).finish_non_exhaustive()
-    }
 }
 
 /// Why the host cannot connect to the guest. The stream is closed.
@@ -133,6 +130,11 @@ impl Vsock {
         let VsockState { last_port, had_connections } = *state;
         let gate = if had_connections { Gate::Announce } else { Gate::Open };
         Ok(Self { last_port, gate, ..Self::new(backend) })
+    }
+
+    /// The event loop's epoll.
+    pub fn registry(&self) -> &Registry {
+        &self.backend.registry
     }
 
     /// Asks the guest's `port` for a connection with `stream`. Returns its slot, to be watched next.
@@ -208,175 +210,14 @@ impl Vsock {
         }
         self.close(slot);
     }
-
-    fn send_events(&mut self, queues: &mut Queues<'_>) -> Result<(), Violation> {
-        if self.gate == Gate::Announce
-            && let Some(chain) = queues.pop(EVENT)?
-        {
-            let event = TRANSPORT_RESET.to_le_bytes();
-            chain.write(queues.ram(), 0, &event).map_err(|_| Violation::Short(EVENT))?;
-            queues.push_used(EVENT, &chain, EVENT_SIZE)?;
-            self.gate = Gate::Await { position: queues.added(EVENT)? };
-        }
-        if let Gate::Await { position } = self.gate
-            && queues.ask_kick(EVENT, position)?
-        {
-            self.gate = Gate::Open;
-        }
-        Ok(())
-    }
-
-    /// Puts all packets there are into the guest's receive queue, as far as it has buffers.
-    fn fill_rx(&mut self, queues: &mut Queues<'_>) -> Result<(), Violation> {
-        while self.gate == Gate::Open && (!self.resets.is_empty() || self.table.has_turns()) {
-            let Some(chain) = queues.pop(RX)? else { break };
-            // A buffer without room for data could never carry any, and its stream would stand still.
-            if chain.writable_len() <= HEADER_SIZE {
-                return Err(Violation::Short(RX));
-            }
-            match self.next_packet(queues.ram(), &chain)? {
-                Some(len) => queues.push_used(RX, &chain, len)?,
-                None => queues.undo_pop(RX),
-            }
-        }
-        Ok(())
-    }
-
-    /// Writes the next packet into `chain`. Returns its length, if there was one.
-    fn next_packet(&mut self, ram: &GuestRam, chain: &Chain) -> Result<Option<usize>, Violation> {
-        if let Some(key) = self.resets.pop_front() {
-            return write_header(ram, chain, key.header(op::RST)).map(Some);
-        }
-        while let Some(slot) = self.table.next_control() {
-            let header = self.table.get(slot).and_then(Connection::next_control);
-            self.table.schedule(slot);
-            if let Some(header) = header {
-                return write_header(ram, chain, header).map(Some);
-            }
-        }
-        while let Some(slot) = self.table.next_data() {
-            if let Some(len) = self.data_packet(ram, chain, slot)? {
-                return Ok(Some(len));
-            }
-        }
-        Ok(None)
-    }
-
-    /// Writes data of the connection in `slot` into `chain`, if its stream has any.
-    fn data_packet(
-        &mut self,
-        ram: &GuestRam,
-        chain: &Chain,
-        slot: usize,
-    ) -> Result<Option<usize>, Violation> {
-        self.scratch.resize(SCRATCH, 0);
-        let Some(connection) = self.table.get(slot) else { return Ok(None) };
-        let most = connection.credit().min(chain.writable_len() - HEADER_SIZE).min(SCRATCH);
-        if !connection.may_have_data() {
-            return Ok(None);
-        }
-        let received = connection.receive(&mut self.scratch[..most]);
-        let packet = match received {
-            Ok(Received::Data(len)) => {
-                let header = connection.data_header(len);
-                let data = &self.scratch[..len];
-                chain.write(ram, HEADER_SIZE, data).map_err(|_| Violation::Short(RX))?;
-                Some(write_header(ram, chain, header)? + len)
-            }
-            Ok(Received::Nothing) => None,
-            Err(Gone) => {
-                self.abort(slot);
-                None
-            }
-        };
-        self.table.schedule(slot);
-        Ok(packet)
-    }
-
-    /// Takes the guest's packets. True: some are left, because too many answers wait for the guest.
-    fn drain_tx(&mut self, queues: &mut Queues<'_>) -> Result<bool, Violation> {
-        while self.resets.len() < MAX_RESETS {
-            let Some(chain) = queues.pop(TX)? else { return Ok(false) };
-            let mut bytes = [0; HEADER_SIZE];
-            chain.read(queues.ram(), 0, &mut bytes).map_err(|_| Violation::Short(TX))?;
-            self.take_packet(&Header::from_bytes(&bytes), queues.ram(), &chain);
-            queues.push_used(TX, &chain, 0)?;
-        }
-        Ok(true)
-    }
-
-    /// Acts on one packet of the guest.
-    fn take_packet(&mut self, header: &Header, ram: &GuestRam, chain: &Chain) {
-        if header.src_cid != GUEST_CID || header.dst_cid != HOST_CID {
-            return;
-        }
-        let key = Key::of_guest_packet(header);
-        let slot = self.table.find(key).filter(|_| header.kind == STREAM);
-        match (slot, header.op) {
-            (None, op::RST) => {}
-            (None, op::REQUEST) if header.kind == STREAM => self.accept(key, header),
-            (None, _) => self.resets.push_back(key),
-            (Some(slot), op::RST) => self.close(slot),
-            (Some(slot), _) => {
-                let taken = self.take_for(slot, header, ram, chain);
-                let settled = taken.is_ok() && self.watch(slot).is_ok();
-                if !settled {
-                    self.abort(slot);
-                }
-                self.table.schedule(slot);
-            }
-        }
-    }
-
-    fn accept(&mut self, key: Key, header: &Header) {
-        let room = self.table.has_room();
-        let stream = self.backend.ports.as_mut().filter(|_| room).and_then(|ports| ports.open(key.host_port));
-        let Some(stream) = stream else {
-            self.resets.push_back(key);
-            return;
-        };
-        let slot = self.table.insert(Connection::from_guest(key, stream, header));
-        // A stream that cannot be watched is aborted there, which is all there is to say of it.
-        let _ = self.watch(slot);
-    }
-
-    /// Acts on a packet for the connection in `slot`. Errors: the connection must be aborted, because its host is
-    /// gone or the guest breaks the protocol.
-    fn take_for(&mut self, slot: usize, header: &Header, ram: &GuestRam, chain: &Chain) -> Result<(), Gone> {
-        let connection = self.table.get(slot).ok_or(Gone)?;
-        connection.take_credit(header);
-        match (header.op, connection.phase()) {
-            (op::RESPONSE, Phase::Requested) => connection.open(),
-            (op::RW, Phase::Open) => {
-                let len = header.len as usize;
-                if len > connection.room() || len > chain.readable_len() - HEADER_SIZE {
-                    return Err(Gone);
-                }
-                self.scratch.resize(SCRATCH, 0);
-                for start in (0..len).step_by(SCRATCH) {
-                    let piece = &mut self.scratch[..SCRATCH.min(len - start)];
-                    chain.read(ram, HEADER_SIZE + start, piece).map_err(|_| Gone)?;
-                    connection.forward(piece)?;
-                }
-            }
-            (op::SHUTDOWN, Phase::Open) => {
-                if connection.guest_shuts_down(header.flags)? {
-                    self.resets.push_back(connection.key());
-                    if connection.is_buffering() { self.table.drain(slot) } else { self.close(slot) }
-                }
-            }
-            (op::CREDIT_REQUEST, Phase::Open) => connection.owe_credit_update(),
-            (op::CREDIT_UPDATE, Phase::Open) => {}
-            _ => return Err(Gone),
-        }
-        Ok(())
-    }
 }
 
-/// Writes a header alone.
-fn write_header(ram: &GuestRam, chain: &Chain, header: Header) -> Result<usize, Violation> {
-    chain.write(ram, 0, &header.to_bytes()).map_err(|_| Violation::Short(RX))?;
-    Ok(HEADER_SIZE)
+/// The first `len` bytes of `scratch`, which grows with need: a fork that moves little touches little memory.
+fn at_least(scratch: &mut Vec<u8>, len: usize) -> &mut [u8] {
+    if scratch.len() < len {
+        scratch.resize(len, 0);
+    }
+    &mut scratch[..len]
 }
 
 impl VirtioDevice for Vsock {

@@ -5,6 +5,9 @@ use std::collections::{BTreeMap, VecDeque};
 use super::connection::{Connection, Phase};
 use super::packet::Key;
 
+#[cfg(test)]
+mod tests;
+
 /// Most connections at a time.
 pub const MAX_CONNECTIONS: usize = 1024;
 

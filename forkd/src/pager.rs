@@ -1,0 +1,260 @@
+//! Fills missing memory: one thread that answers the page faults of all forks.
+//!
+//! A fork whose image is incomplete hands over a userfaultfd. The pager reads the missing chunk from the snapshot,
+//! verifies it, inserts it into the image, which all forks of the template share, and wakes the thread that waits.
+//! A chunk is read once, whoever asks for it; the same thread loads whole images in the background, between faults.
+//!
+//! Invariants:
+//! - A fork that cannot be served is reported by [`Event::Failed`] and left waiting, so that it can be killed; it never
+//!   goes on with wrong memory. Its userfaultfd stays open until [`Pager::remove_fork`], to be called when the
+//!   process is dead: closing it wakes the fork and shows it zeros.
+//! - A failure concerns the forks that need the chunk. The pager goes on for all others.
+//! - Nothing a fork sends is trusted: addresses are checked against the registered range.
+
+mod backing;
+mod images;
+mod worker;
+
+use std::collections::HashSet;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::{io, thread};
+
+use forkling_vmm::memory::image::{self, Filling};
+use forkling_vmm::memory::layout::PAGE;
+use forkling_vmm::protocol::{Failure, FailureKind};
+use forkling_vmm::snapshot;
+use forkling_vmm::sys::uffd::Uffd;
+
+pub use backing::{Backing, Residency};
+pub use images::{Error as ImagesError, Images, News, Opened};
+
+/// Number of a fork, chosen by the caller, never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ForkId(pub u64);
+
+/// What the pager has to say without being asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// This fork waits for memory that cannot be had. Kill it, then call [`Pager::remove_fork`].
+    Failed {
+        /// The fork.
+        fork: ForkId,
+        /// What to tell whoever asked for it.
+        failure: Failure,
+    },
+    /// The pager has ended by a fault of its own. Every fork that was lazily loaded has to be killed.
+    Stopped,
+}
+
+/// Why the pager refuses a request or cannot serve a fault.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The thread could not be started.
+    #[error("cannot start the pager: {0}; check the limits on threads and open files")]
+    Start(#[source] io::Error),
+    /// The thread has ended.
+    #[error("the pager has stopped; restart the daemon")]
+    Stopped,
+    /// The descriptor cannot be used.
+    #[error("the fork sent a descriptor that cannot be used for its page faults: {0}")]
+    Descriptor(#[source] io::Error),
+    /// The mapping announced by the fork is not one of the image.
+    #[error("the fork announced {len} bytes at {base:#x}, not a mapping of its image of {expected} bytes")]
+    Mapping {
+        /// Announced start.
+        base: u64,
+        /// Announced length.
+        len: u64,
+        /// Length of the image.
+        expected: u64,
+    },
+    /// The image has to be complete before its first fork.
+    #[error("the image cannot be filled while forks use it; load it completely and fork without userfaultfd")]
+    Eager,
+    /// A fault outside of the registered range.
+    #[error("the fork reported a fault at {address:#x}, outside of its memory")]
+    Address {
+        /// Where.
+        address: u64,
+    },
+    /// Faults on memory that is there do not end.
+    #[error(
+        "the fork keeps asking for memory at {address:#x} that it has; it does not map its template's image"
+    )]
+    Repeated {
+        /// Where.
+        address: u64,
+    },
+    /// Faults could not be read or answered.
+    #[error("cannot answer page faults of the fork: {0}")]
+    Faults(#[source] io::Error),
+    /// A chunk could not be read.
+    #[error(transparent)]
+    Snapshot(#[from] snapshot::Error),
+    /// A chunk could not be put into memory.
+    #[error(transparent)]
+    Image(#[from] image::Error),
+    /// The load was given up because the pager was dropped.
+    #[error("the daemon is shutting down")]
+    Abandoned,
+}
+
+impl Error {
+    /// As it is told to other processes and clients.
+    pub fn failure(&self) -> Failure {
+        let kind = match self {
+            Self::Snapshot(error) if error.is_snapshot_fault() => FailureKind::Snapshot,
+            _ => FailureKind::Host,
+        };
+        let mut message = self.to_string();
+        let mut source = std::error::Error::source(self);
+        while let Some(cause) = source {
+            // Most messages name their cause already.
+            if !message.contains(&cause.to_string()) {
+                message = format!("{message}: {cause}");
+            }
+            source = cause.source();
+        }
+        Failure { kind, message }
+    }
+}
+
+/// Counters since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Faults answered.
+    pub faults: u64,
+    /// Faults on chunks that were in memory by the time they were looked at.
+    pub late_faults: u64,
+    /// Chunks read from disk.
+    pub chunks_read: u64,
+    /// Chunks of zeros made.
+    pub chunks_zeroed: u64,
+    /// Pages found in an image that nobody had put there: a fork reads past its userfaultfd.
+    pub foreign_pages: u64,
+    /// Forks given up.
+    pub failures: u64,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    faults: AtomicU64,
+    late_faults: AtomicU64,
+    chunks_read: AtomicU64,
+    chunks_zeroed: AtomicU64,
+    foreign_pages: AtomicU64,
+    failures: AtomicU64,
+}
+
+/// What is called when a load has ended.
+type Done = Box<dyn FnOnce(Result<(), Failure>) + Send>;
+
+enum Command {
+    AddFork(worker::Served),
+    RemoveFork(ForkId),
+    Load(Arc<Backing>, Done),
+    Stop,
+}
+
+/// The pager's thread. Dropping it ends the thread, with all loads abandoned; no fork may be left by then.
+pub struct Pager {
+    commands: mpsc::Sender<Command>,
+    waker: Arc<mio::Waker>,
+    counters: Arc<Counters>,
+    forks: Mutex<HashSet<ForkId>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Pager {
+    /// Starts the thread. `events` is called on it and must not block.
+    pub fn start(events: impl FnMut(Event) + Send + 'static) -> Result<Self, Error> {
+        let poll = mio::Poll::new().map_err(Error::Start)?;
+        let waker = mio::Waker::new(poll.registry(), worker::WAKER).map_err(Error::Start)?;
+        let (commands, received) = mpsc::channel();
+        let counters = Arc::new(Counters::default());
+        let worker = worker::Worker::new(poll, received, Arc::clone(&counters), Box::new(events))?;
+        let thread = thread::Builder::new()
+            .name("pager".into())
+            .spawn(move || worker::run(worker))
+            .map_err(Error::Start)?;
+        Ok(Self { commands, waker: Arc::new(waker), counters, forks: Mutex::default(), thread: Some(thread) })
+    }
+
+    /// Serves the faults of a fork on its private mapping `[base, base + len)` of the backing's image. Call
+    /// [`Pager::remove_fork`] when its process is dead.
+    ///
+    /// # Panics
+    /// When the number is in use.
+    pub fn add_fork(
+        &self,
+        fork: ForkId,
+        backing: &Arc<Backing>,
+        uffd: OwnedFd,
+        base: u64,
+        len: u64,
+    ) -> Result<(), Error> {
+        if backing.image().filling() == Filling::Eager {
+            return Err(Error::Eager);
+        }
+        let expected = backing.image().len();
+        if len != expected || !base.is_multiple_of(PAGE) || base.checked_add(len).is_none() {
+            return Err(Error::Mapping { base, len, expected });
+        }
+        let uffd = Uffd::from_fd(uffd).map_err(Error::Descriptor)?;
+        let is_new = self.forks.lock().expect("no panic under this lock").insert(fork);
+        assert!(is_new, "fork numbers are used once");
+        self.send(Command::AddFork(worker::Served::new(fork, Arc::clone(backing), uffd, base)))
+    }
+
+    /// Forgets a fork whose process is dead; unknown numbers are fine.
+    pub fn remove_fork(&self, fork: ForkId) {
+        if self.forks.lock().expect("no panic under this lock").remove(&fork) {
+            // A stopped pager has forgotten it already.
+            let _ = self.send(Command::RemoveFork(fork));
+        }
+    }
+
+    /// Loads all of an image in the background, between faults, and calls `done` on the pager's thread.
+    /// [`Backing::residency`] shows the progress.
+    pub fn load_all(
+        &self,
+        backing: &Arc<Backing>,
+        done: impl FnOnce(Result<(), Failure>) + Send + 'static,
+    ) -> Result<(), Error> {
+        self.send(Command::Load(Arc::clone(backing), Box::new(done)))
+    }
+
+    /// Counters since the start.
+    pub fn stats(&self) -> Stats {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Stats {
+            faults: get(&self.counters.faults),
+            late_faults: get(&self.counters.late_faults),
+            chunks_read: get(&self.counters.chunks_read),
+            chunks_zeroed: get(&self.counters.chunks_zeroed),
+            foreign_pages: get(&self.counters.foreign_pages),
+            failures: get(&self.counters.failures),
+        }
+    }
+
+    fn send(&self, command: Command) -> Result<(), Error> {
+        self.commands.send(command).map_err(|_| Error::Stopped)?;
+        self.waker.wake().map_err(Error::Faults)
+    }
+}
+
+impl Drop for Pager {
+    fn drop(&mut self) {
+        let _ = self.send(Command::Stop);
+        let Some(thread) = self.thread.take() else { return };
+        // A callback may hold the last handle; a thread cannot wait for itself.
+        if thread.thread().id() != thread::current().id() {
+            let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
