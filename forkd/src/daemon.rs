@@ -68,7 +68,7 @@ impl Drop for Listener {
 /// Serves until SIGTERM or SIGINT, then ends every process it started.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let config = Config::new(args)?;
-    let _state_lock = lock(&config.state_dir.join("forkd.lock"))?;
+    let _state_lock = lock(&config.state_dir.join("forkd.lock"), &config.state_dir)?;
     let listener = listen(&config.socket)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("forkd").build()?;
     let engine = Engine::new(config)?;
@@ -102,10 +102,7 @@ async fn shut_down(engine: &Arc<Engine>) {
     for fork in &forks {
         fork.kill("shutdown", "the daemon ended");
     }
-    let zygotes: Vec<_> = engine.registry.templates().iter().filter_map(|template| template.zygote()).collect();
-    for zygote in &zygotes {
-        zygote.kill();
-    }
+    let zygotes: Vec<_> = engine.registry.templates().iter().filter_map(|template| template.unload()).collect();
     let all = async {
         for fork in &forks {
             fork.buried().await;
@@ -124,7 +121,7 @@ fn listen(path: &Path) -> Result<Listener, Error> {
     let io = |action| move |source| Error::Io { action, path: path.to_owned(), source };
     let mut lock_name = path.as_os_str().to_owned();
     lock_name.push(".lock");
-    let lock = lock(Path::new(&lock_name))?;
+    let lock = lock(Path::new(&lock_name), path)?;
     match fs::symlink_metadata(path) {
         Ok(metadata) if !metadata.file_type().is_socket() => {
             return Err(Error::NotSocket { path: path.to_owned() });
@@ -146,13 +143,13 @@ fn listen(path: &Path) -> Result<Listener, Error> {
     Ok(listener)
 }
 
-/// Takes a lock that ends with this process.
-fn lock(path: &Path) -> Result<File, Error> {
+/// Takes a lock on `what` that ends with this process.
+fn lock(path: &Path, what: &Path) -> Result<File, Error> {
     let open = |source| Error::Io { action: "open the lock file", path: path.to_owned(), source };
     let file = File::options().create(true).truncate(false).write(true).open(path).map_err(open)?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::InUse { path: path.with_extension("") }),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::InUse { path: what.to_owned() }),
         Err(error) => Err(Error::Io { action: "lock", path: path.to_owned(), source: error.into() }),
     }
 }

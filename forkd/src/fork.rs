@@ -3,8 +3,8 @@
 use std::{
     collections::BTreeMap,
     io,
-    os::fd::{AsFd, OwnedFd},
-    sync::{Arc, Mutex, OnceLock},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::{Arc, Mutex, MutexGuard, OnceLock},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -61,8 +61,9 @@ pub struct Fork {
     /// Milliseconds since 1970.
     pub created_unix_ms: u64,
     identity: Mutex<Identity>,
-    socket: Socket,
-    process: OnceLock<Arc<Process>>,
+    pid: OnceLock<i32>,
+    /// What it holds of the kernel; a record of the dead holds nothing.
+    handles: Mutex<Handles>,
     status: watch::Sender<Status>,
     buried: watch::Sender<bool>,
     console: Mutex<Console>,
@@ -73,8 +74,14 @@ pub struct Fork {
     saving: tokio::sync::Mutex<()>,
 }
 
+#[derive(Debug)]
+struct Handles {
+    socket: Option<Arc<Socket>>,
+    process: Option<Arc<Process>>,
+}
+
 impl Fork {
-    fn new(identity: Identity, socket: Socket, request: &Request) -> Self {
+    fn new(identity: Identity, socket: Arc<Socket>, request: &Request) -> Self {
         Self {
             id: identity.id.clone(),
             name: request.choice.name.clone(),
@@ -82,8 +89,8 @@ impl Fork {
             metadata: request.metadata.clone(),
             created_unix_ms: unix_ms(),
             identity: Mutex::new(identity),
-            socket,
-            process: OnceLock::new(),
+            pid: OnceLock::new(),
+            handles: Mutex::new(Handles { socket: Some(socket), process: None }),
             status: watch::Sender::new(Status::Creating),
             buried: watch::Sender::new(false),
             console: Mutex::new(Console::default()),
@@ -125,7 +132,7 @@ impl Fork {
             hostname: identity.hostname,
             machine_id: identity.machine_id,
             generation: identity.generation,
-            pid: self.process.get().map(|process| process.pid()),
+            pid: self.pid.get().copied(),
             created_unix_ms: self.created_unix_ms,
             metadata: (*self.metadata).clone(),
             timings_us,
@@ -147,9 +154,19 @@ impl Fork {
             at_unix_ms: unix_ms(),
         });
         // A process that is not known yet is killed as soon as it is.
-        if let Some(process) = self.process.get() {
+        if let Some(process) = &self.handles().process {
             process.kill();
         }
+    }
+
+    fn handles(&self) -> MutexGuard<'_, Handles> {
+        self.handles.lock().expect("no panic under this lock")
+    }
+
+    async fn send(&self, message: &ToFork, fds: &[BorrowedFd<'_>]) -> Result<(), control::Error> {
+        let socket = self.handles().socket.clone();
+        let socket = socket.ok_or(io::Error::from(io::ErrorKind::BrokenPipe))?;
+        socket.send(message, fds).await
     }
 
     /// Waits until its process is reaped.
@@ -210,7 +227,7 @@ impl Fork {
         let (ours, theirs) = UnixStream::pair().map_err(|error| unreachable(&error))?;
         let theirs = OwnedFd::from(theirs.into_std().map_err(|error| unreachable(&error))?);
         let connect = ToFork::Connect { port: rpc::PORT };
-        match self.socket.send(&connect, &[theirs.as_fd()]).await {
+        match self.send(&connect, &[theirs.as_fd()]).await {
             Ok(()) => Ok(Connection::new(ours)),
             Err(error) => Err(self.explain(unreachable(&error)).await),
         }
@@ -227,7 +244,7 @@ impl Fork {
         let (sender, saved) = oneshot::channel();
         *self.save.lock().expect("no panic under this lock") = Some(sender);
         *self.identity.lock().expect("no panic under this lock") = renewed;
-        self.socket.send(&ToFork::Save { mailbox }, &[directory.as_fd()]).await?;
+        self.send(&ToFork::Save { mailbox }, &[directory.as_fd()]).await?;
         let saved = async {
             match saved.await {
                 Ok(outcome) => outcome.map_err(SaveError::Failed),

@@ -52,21 +52,27 @@ pub async fn exec(
     request: Request<Body>,
 ) -> Result<Response, Error> {
     let received = Instant::now();
-    let fork = running(&shared, &id)?;
-    if fork.template.record.spec.payload == types::Payload::Null {
-        return Err(Error::new(Code::NoAgent, format!("fork {id} has no agent")));
-    }
     let is = |name, value: &str| headers.get(name).is_some_and(|header| header.as_bytes().starts_with(value.as_bytes()));
     if is(header::CONTENT_TYPE, ndjson::CONTENT) {
-        return stream::both_ways(fork, request.into_body()).await;
+        return stream::both_ways(&shared, &id, request.into_body()).await;
     }
     let extract::Body(body) = extract::Body::<types::Exec>::from_request(request, &()).await?;
     let command = Command::new(body)?;
+    let fork = with_agent(&shared, &id)?;
     if is(header::ACCEPT, ndjson::CONTENT) {
         return stream::output(fork, command).await;
     }
     let answer = collect(&fork, command, received).await?;
     Ok(Json(answer).into_response())
+}
+
+/// A running fork that can run commands.
+fn with_agent(shared: &Shared, id: &str) -> Result<Arc<Fork>, Error> {
+    let fork = running(shared, id)?;
+    match fork.template.record.spec.payload {
+        types::Payload::Linux => Ok(fork),
+        types::Payload::Null => Err(Error::new(Code::NoAgent, format!("fork {id} has no agent"))),
+    }
 }
 
 /// A checked request.

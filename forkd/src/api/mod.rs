@@ -13,7 +13,7 @@ mod templates;
 
 use std::sync::Arc;
 
-use axum::{Router, extract::DefaultBodyLimit, routing::get};
+use axum::{Router, extract::DefaultBodyLimit, routing::{any, get}};
 use utoipa::openapi::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -64,6 +64,8 @@ pub fn router(engine: Arc<Engine>) -> Router {
     let openapi = move || async move { ([("content-type", "application/json")], document.to_string()) };
     router
         .route("/v1/openapi.json", get(openapi))
+        .route("/v1/templates/", any(system::no_name))
+        .route("/v1/forks/", any(system::no_name))
         .fallback(system::no_route)
         .method_not_allowed_fallback(system::no_method)
         .with_state(shared)

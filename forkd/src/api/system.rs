@@ -60,6 +60,11 @@ pub async fn no_route(uri: axum::http::Uri) -> Error {
     Error::new(Code::NoSuchRoute, format!("nothing is served at {}", uri.path()))
 }
 
+/// Answers paths that end where a name should be.
+pub async fn no_name() -> Error {
+    Error::new(Code::InvalidName, "the name in the path is empty")
+}
+
 /// Answers methods that a path does not have.
 pub async fn no_method(method: axum::http::Method, uri: axum::http::Uri) -> Error {
     Error::new(Code::MethodNotAllowed, format!("{} does not take {method}", uri.path()))

@@ -1,11 +1,20 @@
 //! The `forkd` program.
 
+use std::process::ExitCode;
+
 use clap::Parser;
 use forkling_daemon::{config::Args, daemon};
 use tracing_subscriber::EnvFilter;
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("FORKLING_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    daemon::run(Args::parse())
+    match daemon::run(Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // In one line, without the backtrace that anyhow would add.
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -7,7 +7,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http_body_util::BodyExt;
 use hyper::body::{Bytes, Frame};
 use serde::Serialize;
-use tokio::{io::AsyncReadExt, sync::mpsc};
+use tokio::{io::AsyncReadExt, sync::{mpsc, oneshot}};
 
 use super::{
     client::{Client, Events, Failure, segment},
@@ -117,7 +117,9 @@ async fn execute(
     let path = format!("/v1/forks/{}/exec", segment(id));
     let ndjson = "application/x-ndjson";
     let headers = [(header::CONTENT_TYPE, ndjson), (header::ACCEPT, ndjson)];
-    let response = client.send(Method::POST, &path, input_body(&request), &headers).await?;
+    let (accepted, go) = oneshot::channel();
+    let response = client.send(Method::POST, &path, input_body(&request, go), &headers).await?;
+    let _ = accepted.send(());
     let mut events = Events::new(response);
     while let Some(event) = events.next::<ExecEvent>().await? {
         if output.json {
@@ -157,11 +159,12 @@ fn status(end: ExecEnd) -> ExitCode {
 }
 
 /// The request in the first line, standard input in the following ones, as it comes.
-fn input_body(request: &types::Exec) -> super::client::RequestBody {
+fn input_body(request: &types::Exec, go: oneshot::Receiver<()>) -> super::client::RequestBody {
     let (sender, lines) = mpsc::channel(4);
     let first = line(request);
     tokio::spawn(async move {
-        if sender.send(first).await.is_err() {
+        // Nothing is read from standard input for a command that is refused.
+        if sender.send(first).await.is_err() || go.await.is_err() {
             return;
         }
         let mut stdin = tokio::io::stdin();

@@ -9,7 +9,7 @@ use std::{
 use serde::Serialize;
 
 use super::{FAILED, NOT_FOUND, client::Failure};
-use crate::api::{error::Code, types::ErrorBody};
+use crate::api::{error::Code, types::{ErrorAnswer, ErrorBody}};
 
 /// How to print.
 #[derive(Clone, Copy, Debug)]
@@ -35,7 +35,7 @@ impl Output {
     pub fn show(self, failure: &Failure) -> ErrorBody {
         let body = describe(failure);
         if self.json {
-            self.print(&serde_json::json!({ "error": &body }));
+            self.print(&ErrorAnswer { error: body.clone() });
         } else {
             self.error(&body);
         }

@@ -71,7 +71,8 @@ async fn begin(engine: &Arc<Engine>, request: Request) -> Result<(Unclaimed, Out
         Error::new(Code::ForkFailed, "cannot reach the template's zygote").because(chain(error))
     };
     let (socket, theirs) = control::pair().map_err(|error| failed(&error.into()))?;
-    let fork = Arc::new(Fork::new(identity, socket, &request));
+    let socket = Arc::new(socket);
+    let fork = Arc::new(Fork::new(identity, socket.clone(), &request));
     engine.registry.insert_fork(&fork, engine.max_forks)?;
     // From here on the registry knows it, so every way out goes through the supervisor or kills it.
     let unclaimed = Unclaimed(fork.clone());
@@ -86,8 +87,8 @@ async fn begin(engine: &Arc<Engine>, request: Request) -> Result<(Unclaimed, Out
     };
     let activate = ToFork::Activate { mailbox, advance_monotonic: false };
     // The fork reads it when it is ready; a fork that is never made is reported by the zygote.
-    let sent = fork.socket.send(&activate, &[]).await;
-    let (supervisor, outcome) = Supervisor::new(engine.clone(), fork, permit, request.received_ns);
+    let sent = socket.send(&activate, &[]).await;
+    let (supervisor, outcome) = Supervisor::new(engine.clone(), fork, socket, permit, request.received_ns);
     tokio::spawn(supervisor.run(spawned));
     if let Err(error) = sent {
         tracing::debug!(%error, "activation was not sent");

@@ -5,12 +5,13 @@ use std::{os::fd::OwnedFd, sync::Arc};
 use forkling_vmm::protocol::{Failure, FailureKind, FromFork, Stamps, StopReason};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::{Fork, Status, timings, unix_ms};
+use super::{Fork, Handles, Status, timings, unix_ms};
 use crate::{
     api::{
         error::{Code, Error},
         types::Death,
     },
+    control::Socket,
     engine::Engine,
     limits::EXIT_GRACE,
     process::{Exit, Process},
@@ -27,6 +28,7 @@ enum LastWords {
 pub struct Supervisor {
     engine: Arc<Engine>,
     fork: Arc<Fork>,
+    socket: Arc<Socket>,
     permit: Option<OwnedSemaphorePermit>,
     received_ns: u64,
     outcome: Option<oneshot::Sender<Result<(), Error>>>,
@@ -38,12 +40,13 @@ impl Supervisor {
     pub fn new(
         engine: Arc<Engine>,
         fork: Arc<Fork>,
+        socket: Arc<Socket>,
         permit: OwnedSemaphorePermit,
         received_ns: u64,
     ) -> (Self, oneshot::Receiver<Result<(), Error>>) {
         let (sender, outcome) = oneshot::channel();
         let permit = Some(permit);
-        (Self { engine, fork, permit, received_ns, outcome: Some(sender), last_words: None }, outcome)
+        (Self { engine, fork, socket, permit, received_ns, outcome: Some(sender), last_words: None }, outcome)
     }
 
     /// Watches the fork until its process is reaped.
@@ -62,6 +65,7 @@ impl Supervisor {
                 message: "the template's zygote is gone".to_owned(),
             }),
         }
+        *self.fork.handles() = Handles { socket: None, process: None };
         self.engine.registry.fork_died(&self.fork);
         self.fork.agent.lock().await.take();
         self.fork.save.lock().expect("no panic under this lock").take();
@@ -74,16 +78,17 @@ impl Supervisor {
     }
 
     async fn watch(&mut self, process: Arc<Process>) {
-        self.fork.process.set(process.clone()).expect("set once");
+        let _ = self.fork.pid.set(process.pid());
+        self.fork.handles().process = Some(process.clone());
         if !self.fork.is_alive() {
             process.kill();
         }
-        let fork = self.fork.clone();
+        let (fork, socket) = (self.fork.clone(), self.socket.clone());
         let mut open = true;
         let exit = loop {
             tokio::select! {
                 biased;
-                message = fork.socket.receive::<FromFork>(), if open => match message {
+                message = socket.receive::<FromFork>(), if open => match message {
                     Ok(Some((message, fds))) => self.hear(message, fds),
                     Ok(None) => open = false,
                     Err(error) => {
@@ -95,7 +100,7 @@ impl Supervisor {
                 () = tokio::time::sleep(EXIT_GRACE), if !open => process.kill(),
             }
         };
-        while let Ok(Some((message, fds))) = fork.socket.try_receive::<FromFork>() {
+        while let Ok(Some((message, fds))) = socket.try_receive::<FromFork>() {
             self.hear(message, fds);
         }
         self.engine.images.remove_fork(&fork.id);
@@ -168,7 +173,7 @@ impl Supervisor {
                     let killers = "the out-of-memory killer, a limit or an operator";
                     ("signal", format!("its process was killed by signal 9, by {killers}"))
                 }
-                Some(exit) => ("signal", format!("its process was {exit}")),
+                Some(exit) => ("signal", format!("its process {exit}")),
                 None => ("failed", "its process could not be waited for".to_owned()),
             },
         };

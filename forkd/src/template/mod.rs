@@ -137,12 +137,11 @@ impl Template {
         engine.images.forget(self.name());
     }
 
-    /// Its zygote, if it has one.
-    pub fn zygote(&self) -> Option<Arc<Zygote>> {
-        match &*self.live.lock().expect("no panic under this lock") {
-            Live::Ready(loaded) => Some(loaded.zygote.clone()),
-            Live::Cold | Live::Loading | Live::Broken(_) => None,
-        }
+    /// Makes it cold. Returns its zygote, which is being killed.
+    pub fn unload(&self) -> Option<Arc<Zygote>> {
+        let Live::Ready(loaded) = self.swap(Live::Cold) else { return None };
+        loaded.zygote.kill();
+        Some(loaded.zygote.clone())
     }
 
     /// As the API shows it.

@@ -11,10 +11,11 @@ use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
-use super::{Command, call_error, end_of};
+use super::{Command, call_error, end_of, with_agent};
 use crate::{
     agent::{self, Call, Event, Input},
     api::{
+        Shared,
         error::{Code, Error},
         ndjson,
         types::{self, ExecEvent, ExecInput, Output, input_bytes},
@@ -39,12 +40,14 @@ pub async fn output(fork: Arc<Fork>, command: Command) -> Result<Response, Error
     Ok(answer(fork, call, first, feed))
 }
 
-/// Streams input and output.
-pub async fn both_ways(fork: Arc<Fork>, body: Body) -> Result<Response, Error> {
+/// Streams input and output. The first line is read before anything is refused: a client that is still sending it
+/// would not see the answer.
+pub async fn both_ways(shared: &Shared, id: &str, body: Body) -> Result<Response, Error> {
     let mut lines = Lines { body, buffer: Vec::new(), scanned: 0 };
     let none = || Error::new(Code::InvalidRequest, "the body has no first line with the command");
     let request: types::Exec = lines.next().await?.ok_or_else(none)?;
     let command = Command::new(request)?;
+    let fork = with_agent(shared, id)?;
     let (call, first) = begin(&fork, &command).await?;
     let input = call.input();
     let feed = async move {
