@@ -11,7 +11,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
 };
 
-use kvm_ioctls::Kvm;
+use kvm_ioctls::{Kvm, VmFd};
 
 use crate::{
     channel::{self, Channel},
@@ -37,6 +37,9 @@ pub struct Zygote {
     msr_list: Vec<u32>,
     daemon: Option<rustix::process::Pid>,
     single: SingleThreaded,
+    /// The first VM of a host turns virtualisation on and the last one turns it off, 10 ms on AMD; this one, which
+    /// never gets memory, spares the forks that.
+    _open_vm: VmFd,
 }
 
 /// Why a zygote ends.
@@ -102,8 +105,10 @@ impl Zygote {
         let machine = PreparedMachine::new(state, &kvm, &memory).map_err(|error| fail(&error))?;
         let msr_list = vcpu::msr_list(&kvm)
             .map_err(|source| fail(&machine::Error::Kvm { call: "KVM_GET_MSR_INDEX_LIST", source }))?;
+        let open_vm =
+            kvm.create_vm().map_err(|source| fail(&machine::Error::Kvm { call: "KVM_CREATE_VM", source }))?;
         let daemon = rustix::process::getppid();
-        Ok(Self { kvm, machine, memory, root, snapshot, msr_list, daemon, single })
+        Ok(Self { _open_vm: open_vm, kvm, machine, memory, root, snapshot, msr_list, daemon, single })
     }
 
     /// Makes the process of one fork.
