@@ -30,7 +30,7 @@ const DIVISOR_LATCH: u8 = 1 << 7;
 /// Host side of the console.
 #[derive(Debug, Default)]
 pub struct Backend {
-    /// Woken when output appears after the ring was read to its end; at most once per read.
+    /// Woken when there is output to read; once, until it is read.
     pub waker: Option<Arc<mio::Waker>>,
 }
 

@@ -1,7 +1,7 @@
 //! The header of a vsock packet (virtio 1.2, 5.10.6).
 //!
-//! Headers are read and written whole, through [`super::Chain`]: newer drivers spread header and data over any number of
-//! descriptors, so no assumption is made on where one ends.
+//! Headers are read and written whole, through a checked [`Chain`](crate::devices::virtio::Chain): newer drivers spread
+//! header and data over any number of descriptors, so no assumption is made on where one ends.
 
 /// Length of a header in bytes.
 pub const HEADER_SIZE: usize = 44;
