@@ -16,7 +16,7 @@ use forkling_vmm::protocol::{CpuTemplate, FailureKind, FromFork, Payload};
 use forkling_vmm::snapshot::{
     CHUNK, Compression, FORMAT, Forkpoint, HostTags, Manifest, Snapshot, SnapshotWriter,
 };
-use forkling_vmm::sys::uffd::Uffd;
+use forkling_vmm::sys::uffd::{Scope, Uffd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -57,8 +57,9 @@ fn child() {
     let control = Channel::new(io::stdin().as_fd().try_clone_to_owned().unwrap());
     let (len, mut fds): (u64, Vec<OwnedFd>) = control.receive().unwrap().unwrap();
     let memory = GuestMemory::copy_on_write(fds.pop().unwrap(), len).unwrap();
-    // Kept open, as forks do.
-    let uffd = Uffd::for_missing(memory.mapping()).unwrap();
+    // Kept open, as forks do. Faults of user code are enough here, and any user may have them.
+    let uffd = Uffd::new(Scope::User).unwrap();
+    uffd.register_missing(memory.mapping().address(), len).unwrap();
     let faults = FromFork::Faults { base: memory.mapping().address(), len };
     control.send(&faults, &[uffd.as_fd()]).unwrap();
     let (_, _): (u64, _) = control.receive().unwrap().unwrap();
