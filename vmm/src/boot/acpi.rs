@@ -13,9 +13,12 @@ use acpi_tables::{
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-use crate::memory::{
-    GuestRam,
-    layout::{self, Slot},
+use crate::{
+    devices::reset::{RESET_PORT, RESET_VALUE, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT},
+    memory::{
+        GuestRam,
+        layout::{self, Slot},
+    },
 };
 
 /// Start of the tables: the area firmware uses, so that a kernel told no address finds them by searching.
@@ -27,23 +30,8 @@ pub const END: u64 = 0x10_0000;
 /// Guest-physical address of the root pointer.
 pub const RSDP: u64 = START;
 
-/// I/O port on which the guest asks for a reset, as PC chipsets have it.
-pub const RESET_PORT: u16 = 0xCF9;
-
-/// Value the guest writes to [`RESET_PORT`] for a reset.
-pub const RESET_VALUE: u8 = 6;
-
-/// I/O port of the sleep control register: a write with [`SLEEP_ENABLE`] set means that the guest powers itself off.
-pub const SLEEP_CONTROL_PORT: u16 = 0xF08;
-
-/// I/O port of the sleep status register: writes are ignored, reads are 0.
-pub const SLEEP_STATUS_PORT: u16 = 0xF09;
-
-/// SLP_EN of the sleep control register (ACPI 6.5, 4.8.3.7).
-pub const SLEEP_ENABLE: u8 = 1 << 5;
-
 /// SLP_TYP of S5 (soft off), bits 2 to 4 of the sleep control register; the only sleep state there is.
-pub const SLEEP_TYPE_S5: u8 = 5;
+const SLEEP_TYPE_S5: u8 = 5;
 
 const OEM: [u8; 6] = *b"FORKLG";
 const OEM_TABLE: [u8; 8] = *b"FORKLING";

@@ -8,5 +8,6 @@ pub mod kvm;
 pub mod mapping;
 pub mod memfd;
 pub mod pagemap;
+pub mod probe;
 pub mod process;
 pub mod uffd;

@@ -16,10 +16,9 @@ mod xsave;
 pub use compat::{Incompatible, compatible, vendor};
 pub use entries::{CpuidEntries, Leaf, MalformedLeaf, Register};
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
-use kvm_ioctls::{Cap, Kvm};
+use kvm_bindings::CpuId;
 
-use crate::protocol::CpuTemplate;
+use crate::{protocol::CpuTemplate, sys};
 
 /// Last basic leaf a guest sees; beyond are tracing, enclaves, matrices and other state snapshots do not carry.
 const LAST_BASIC: u32 = 0xD;
@@ -44,21 +43,18 @@ const LINEAR_BITS: u32 = 48;
 pub struct SupportedCpuid(CpuidEntries);
 
 impl SupportedCpuid {
-    /// What this host's KVM supports. Takes most of a millisecond: ask once per process.
-    pub fn of(kvm: &Kvm) -> Result<Self, kvm_ioctls::Error> {
-        let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
-        let mut supported = Self::new(&supported, kvm.check_extension(Cap::TscDeadlineTimer));
-        if host_is_tcg() {
-            // QEMU does not let KVM see a guest's XSETBV, so that KVM takes the guest's XCR0 away again at the next entry.
-            xsave::remove(&mut supported.0);
-        }
-        Ok(supported)
-    }
-
     /// From KVM_GET_SUPPORTED_CPUID. `tsc_deadline` is whether KVM_CAP_TSC_DEADLINE_TIMER is there: older kernels do
     /// not put the feature's bit into the list.
     pub fn new(supported: &CpuId, tsc_deadline: bool) -> Self {
-        let mut entries = CpuidEntries::from(supported);
+        let mut supported = Self::granted(CpuidEntries::from(supported), tsc_deadline);
+        if sys::cpu::host_is_emulated() {
+            // QEMU does not let KVM see a guest's XSETBV, so that KVM takes the guest's XCR0 away at the next entry.
+            xsave::remove(&mut supported.0);
+        }
+        supported
+    }
+
+    fn granted(mut entries: CpuidEntries, tsc_deadline: bool) -> Self {
         let mut granted = vec!["hypervisor", "x2apic"];
         if tsc_deadline {
             granted.push("tsc_deadline_timer");
@@ -81,13 +77,6 @@ impl SupportedCpuid {
     pub fn has(&self, feature: &str) -> bool {
         features::has(&self.0, feature)
     }
-}
-
-/// Whether this host is itself emulated by QEMU in software (its CPUID leaf 0x40000000 says so).
-pub fn host_is_tcg() -> bool {
-    const SIGNATURE: [&[u8; 4]; 3] = [b"TCGT", b"CGTC", b"GTCG"];
-    let leaf = core::arch::x86_64::__cpuid(0x4000_0000);
-    [leaf.ebx, leaf.ecx, leaf.edx] == SIGNATURE.map(|word| u32::from_le_bytes(*word))
 }
 
 /// The CPUID of vCPU number `index` of `vcpus` in a new guest.
