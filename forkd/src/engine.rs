@@ -42,12 +42,13 @@ impl Engine {
     /// Puts the parts together. The state directory is this daemon's alone.
     pub fn new(config: Config) -> anyhow::Result<Arc<Self>> {
         let mark = config.state_dir.join("generation");
-        let generations =
-            Generations::open(&mark).with_context(|| format!("cannot keep the generation mark {}", mark.display()))?;
+        let generations = Generations::open(&mark)
+            .with_context(|| format!("cannot keep the generation mark {}", mark.display()))?;
         let spawner = Spawner::new(config.vmm.clone()).context("cannot start the spawner thread")?;
         let registry = Arc::new(Registry::default());
         let known = registry.clone();
-        let images = Images::start(!config.eager, move |news| unserved(&known, news)).context("cannot start the pager")?;
+        let images = Images::start(!config.eager, move |news| unserved(&known, news))
+            .context("cannot start the pager")?;
         let engine = Arc::new(Self {
             registry,
             spawner,

@@ -257,7 +257,8 @@ impl Fork {
     {
         let _one = self.saving.lock().await;
         let renewed = self.identity.lock().expect("no panic under this lock").renewed(generation);
-        let mailbox = renewed.mailbox().map_err(|error| SaveError::Io(io::Error::other(error.to_string())))?;
+        let mailbox =
+            renewed.mailbox().map_err(|error| SaveError::Io(io::Error::other(error.to_string())))?;
         let (sender, saved) = oneshot::channel();
         *self.save.lock().expect("no panic under this lock") = Some(sender);
         *self.identity.lock().expect("no panic under this lock") = renewed;

@@ -9,7 +9,10 @@ use std::{
 use serde::Serialize;
 
 use super::{FAILED, NOT_FOUND, client::Failure};
-use crate::api::{error::Code, types::{ErrorAnswer, ErrorBody}};
+use crate::api::{
+    error::Code,
+    types::{ErrorAnswer, ErrorBody},
+};
 
 /// How to print.
 #[derive(Clone, Copy, Debug)]
@@ -87,7 +90,8 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) {
     let mut out = std::io::stdout().lock();
     let header: Vec<String> = header.iter().map(|&cell| cell.to_owned()).collect();
     for row in std::iter::once(&header).chain(rows) {
-        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}")).collect();
+        let cells: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}")).collect();
         let _ = writeln!(out, "{}", cells.join("  ").trim_end());
     }
 }

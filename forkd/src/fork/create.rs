@@ -66,7 +66,8 @@ async fn begin(engine: &Arc<Engine>, request: Request) -> Result<(Unclaimed, Out
     let permit = permit.map_err(|_| Error::new(Code::ShuttingDown, "the daemon is ending"))?;
     let generation = engine.generation()?;
     let identity = Identity::new(&request.choice, generation);
-    let mailbox = identity.mailbox().map_err(|error| Error::new(Code::EnvironmentTooLarge, error.to_string()))?;
+    let mailbox =
+        identity.mailbox().map_err(|error| Error::new(Code::EnvironmentTooLarge, error.to_string()))?;
     let failed = |error: &control::Error| {
         Error::new(Code::ForkFailed, "cannot reach the template's zygote").because(chain(error))
     };

@@ -114,7 +114,9 @@ impl Supervisor {
         match message {
             FromFork::Faults { base, len } => self.page(fds.pop(), base, len),
             FromFork::Parked(_) => self.permit = None,
-            FromFork::Acknowledged { generation, nonce, stamps } => self.acknowledged(generation, nonce, &stamps),
+            FromFork::Acknowledged { generation, nonce, stamps } => {
+                self.acknowledged(generation, nonce, &stamps)
+            }
             FromFork::Saved => drop(self.saved(Ok(()))),
             FromFork::Failed(failure) => {
                 if !self.saved(Err(failure.clone())) {

@@ -54,7 +54,8 @@ impl Template {
     async fn start(self: &Arc<Self>, engine: &Arc<Engine>) -> Result<Arc<Loaded>, Error> {
         let (template, shared) = (self.clone(), engine.clone());
         let files = tokio::task::spawn_blocking(move || template.open(&shared)).await;
-        let files = files.map_err(|error| Error::new(Code::Internal, "opening a snapshot failed").because(error))??;
+        let files = files
+            .map_err(|error| Error::new(Code::Internal, "opening a snapshot failed").because(error))??;
         let load = Load {
             snapshot: files.snapshot.as_fd(),
             image: files.image.reader.as_fd(),
@@ -73,7 +74,8 @@ impl Template {
         let path = self.snapshot_dir();
         let fail = |error: &dyn std::error::Error, invalid: bool| {
             let code = if invalid { Code::SnapshotInvalid } else { Code::ForkFailed };
-            Error::new(code, format!("the snapshot of template {} cannot be used", self.name())).because(chain(error))
+            Error::new(code, format!("the snapshot of template {} cannot be used", self.name()))
+                .because(chain(error))
         };
         let of_snapshot = |error: snapshot::Error| fail(&error, error.is_snapshot_fault());
         let root = Snapshot::open(&path).and_then(|snapshot| snapshot.open_root()).map_err(of_snapshot)?;
