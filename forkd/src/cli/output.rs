@@ -108,6 +108,9 @@ pub fn ms(micros: f64) -> String {
 
 /// How long ago a time in milliseconds since 1970 is, for people.
 pub fn ago(unix_ms: u64) -> String {
+    if unix_ms == 0 {
+        return "-".to_owned();
+    }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let seconds = now.saturating_sub(Duration::from_millis(unix_ms)).as_secs();
     match seconds {

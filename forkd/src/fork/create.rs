@@ -48,7 +48,8 @@ pub async fn create(engine: &Arc<Engine>, request: Request) -> Result<Arc<Fork>,
     let fork = unclaimed.0.clone();
     match timeout_at(deadline, outcome).await {
         Ok(Ok(Ok(()))) => Ok(fork),
-        Ok(Ok(Err(error))) => Err(error),
+        // A snapshot found damaged takes the zygote with it; the damage is the reason.
+        Ok(Ok(Err(error))) => Err(fork.template.damage().unwrap_or(error)),
         Ok(Err(_)) => Err(Error::new(Code::Internal, "the fork's task ended without a word")),
         Err(_) => {
             fork.kill("timeout", "it did not acknowledge in the time given");

@@ -168,6 +168,14 @@ impl Template {
         }
     }
 
+    /// The error for a snapshot that was found damaged.
+    pub fn damage(&self) -> Option<Error> {
+        match &*self.live.lock().expect("no panic under this lock") {
+            Live::Broken(error) if error.code == Code::SnapshotInvalid => Some(error.clone()),
+            Live::Cold | Live::Loading | Live::Ready(_) | Live::Broken(_) => None,
+        }
+    }
+
     /// Whether it is broken.
     pub fn is_broken(&self) -> bool {
         matches!(*self.live.lock().expect("no panic under this lock"), Live::Broken(_))
