@@ -44,7 +44,11 @@ pub enum Error {
 
 /// Command line of `forkd`.
 #[derive(Clone, Debug, Default, clap::Parser)]
-#[command(name = "forkd", version, about = "The Forkling daemon: serves forks of template VMs on a Unix socket")]
+#[command(
+    name = "forkd",
+    version,
+    about = "The Forkling daemon: serves forks of template VMs on a Unix socket"
+)]
 pub struct Args {
     /// Socket to listen on [default: RUNTIME_DIR/forkd.sock]
     #[arg(long, env = SOCKET_ENV, value_name = "PATH")]
@@ -128,7 +132,9 @@ fn default_runtime_dir() -> Result<PathBuf, Error> {
         return Ok(dir.join("forkling"));
     }
     // Hosts without a session manager set no runtime directory.
-    Ok(absolute_env("HOME").ok_or(Error::NoHome("XDG_RUNTIME_DIR", "runtime-dir"))?.join(".local/state/forkling"))
+    Ok(absolute_env("HOME")
+        .ok_or(Error::NoHome("XDG_RUNTIME_DIR", "runtime-dir"))?
+        .join(".local/state/forkling"))
 }
 
 fn default_state_dir() -> Result<PathBuf, Error> {

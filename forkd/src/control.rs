@@ -97,8 +97,8 @@ fn receive_packet<M: DeserializeOwned>(fd: BorrowedFd<'_>) -> Result<Option<(M, 
     BUFFER.with_borrow_mut(|buffer| {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
-        let message =
-            recvmsg(fd, &mut [IoSliceMut::new(buffer)], &mut control, RecvFlags::CMSG_CLOEXEC).map_err(io::Error::from)?;
+        let message = recvmsg(fd, &mut [IoSliceMut::new(buffer)], &mut control, RecvFlags::CMSG_CLOEXEC)
+            .map_err(io::Error::from)?;
         if message.flags.contains(ReturnFlags::TRUNC) {
             return Err(Error::Truncated);
         }

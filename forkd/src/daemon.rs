@@ -29,7 +29,9 @@ const SOCKET_MODE: u32 = 0o660;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Another daemon has the socket or the state directory.
-    #[error("{path} is in use by another forkd; stop that one, or give this one its own --socket and --state-dir")]
+    #[error(
+        "{path} is in use by another forkd; stop that one, or give this one its own --socket and --state-dir"
+    )]
     InUse {
         /// What is in use.
         path: PathBuf,
@@ -102,7 +104,8 @@ async fn shut_down(engine: &Arc<Engine>) {
     for fork in &forks {
         fork.kill("shutdown", "the daemon ended");
     }
-    let zygotes: Vec<_> = engine.registry.templates().iter().filter_map(|template| template.unload()).collect();
+    let zygotes: Vec<_> =
+        engine.registry.templates().iter().filter_map(|template| template.unload()).collect();
     let all = async {
         for fork in &forks {
             fork.buried().await;

@@ -51,7 +51,8 @@ pub struct Process {
 impl Process {
     /// Takes charge of child `pid`. Fails with `ECHILD` when it is not a child of this process.
     pub fn adopt(pid: i32) -> io::Result<Self> {
-        let pid = Some(pid).filter(|&pid| pid > 0).and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
+        let pid =
+            Some(pid).filter(|&pid| pid > 0).and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
         let fd = pidfd_open(pid, PidfdFlags::empty())?;
         let probe = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         waitid(WaitId::PidFd(fd.as_fd()), probe)?;

@@ -72,7 +72,8 @@ impl Registry {
     pub fn take_template(self: &Arc<Self>, name: &str) -> Result<(Arc<Template>, Reservation), Error> {
         let template = self.template(name)?;
         let mut inner = self.lock();
-        let users: Vec<String> = inner.living().filter(|f| f.template.name() == name).map(|f| f.id.clone()).collect();
+        let users: Vec<String> =
+            inner.living().filter(|f| f.template.name() == name).map(|f| f.id.clone()).collect();
         if !users.is_empty() {
             const SHOWN: usize = 10;
             let more = users.len().saturating_sub(SHOWN);
@@ -115,7 +116,10 @@ impl Registry {
         let mut inner = self.lock();
         inner.check_open()?;
         if inner.alive >= limit {
-            return Err(Error::new(Code::TooManyForks, format!("{limit} forks are alive, the most this daemon takes")));
+            return Err(Error::new(
+                Code::TooManyForks,
+                format!("{limit} forks are alive, the most this daemon takes"),
+            ));
         }
         // Looked up before, but it may have been removed or replaced since.
         match inner.templates.get(fork.template.name()) {

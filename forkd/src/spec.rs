@@ -107,7 +107,8 @@ fn parse(text: &str, path: &Path, base: &Path, name: Option<&str>) -> Result<Bui
     let located = |value: Option<String>| value.map(|value| locate(base, &value));
     let memory = file.memory.map(|value| mebibytes("memory", &value)).transpose()?;
     let overlay = file.overlay.map(|value| mebibytes("overlay", &value)).transpose()?;
-    let ready_timeout_ms = file.ready_timeout.map(|value| milliseconds("ready_timeout", &value)).transpose()?;
+    let ready_timeout_ms =
+        file.ready_timeout.map(|value| milliseconds("ready_timeout", &value)).transpose()?;
     Ok(BuildTemplate {
         name,
         payload: file.payload,
@@ -153,7 +154,9 @@ fn milliseconds(field: &'static str, value: &Quantity) -> Result<u64, Error> {
         Quantity::Number(seconds) => seconds.checked_mul(1000),
         Quantity::Text(_) => scaled(value, &[("ms", 1), ("s", 1000), ("min", 60_000)]),
     };
-    parsed.ok_or_else(|| quantity(field, value, "a number of seconds or a duration such as \"500 ms\" or \"2 min\""))
+    parsed.ok_or_else(|| {
+        quantity(field, value, "a number of seconds or a duration such as \"500 ms\" or \"2 min\"")
+    })
 }
 
 fn scaled(value: &Quantity, units: &[(&str, u64)]) -> Option<u64> {

@@ -158,7 +158,8 @@ impl Zygote {
         while let Ok(Some((message, _))) = self.socket.try_receive::<FromZygote>() {
             self.answer(message);
         }
-        let reason = exit.map_or_else(|error| format!("could not be waited for: {error}"), |exit| exit.to_string());
+        let reason =
+            exit.map_or_else(|error| format!("could not be waited for: {error}"), |exit| exit.to_string());
         let pending = self.pending.lock().expect("no panic under this lock").take();
         for (_, sender) in pending.into_iter().flatten() {
             let message = format!("the zygote {reason}");

@@ -13,8 +13,9 @@ use forkling_proto::rpc::{self, CallError, Exit, Kind, MAX_PAYLOAD};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    Shared, extract,
+    Shared,
     error::{Code, Error, ErrorAnswer, chain},
+    extract,
     forks::{running, timeout_of},
     ndjson,
     types::{self, ExecAnswer, ExecEnd, ExecTimings, input_bytes, output_text},
@@ -52,7 +53,9 @@ pub async fn exec(
     request: Request<Body>,
 ) -> Result<Response, Error> {
     let received = Instant::now();
-    let is = |name, value: &str| headers.get(name).is_some_and(|header| header.as_bytes().starts_with(value.as_bytes()));
+    let is = |name, value: &str| {
+        headers.get(name).is_some_and(|header| header.as_bytes().starts_with(value.as_bytes()))
+    };
     if is(header::CONTENT_TYPE, ndjson::CONTENT) {
         return stream::both_ways(&shared, &id, request.into_body()).await;
     }
@@ -223,7 +226,8 @@ async fn call_error(fork: &Arc<Fork>, error: agent::Error) -> Error {
             refused(Code::UserNotFound, format!("{what}: no such user in fork {}", fork.id))
         }
         agent::Error::Refused(CallError::System(text)) => {
-            refused(Code::GuestRefused, format!("the kernel of fork {} refused the command", fork.id)).because(text)
+            refused(Code::GuestRefused, format!("the kernel of fork {} refused the command", fork.id))
+                .because(text)
         }
         agent::Error::Refused(CallError::BadRequest(text)) => {
             refused(Code::Internal, format!("the agent of fork {} did not understand", fork.id)).because(text)

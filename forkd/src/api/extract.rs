@@ -29,7 +29,8 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
         })?;
         let parsed: Result<Json<T>, JsonRejection> = Json::from_bytes(&bytes);
         let Json(value) = parsed.map_err(|rejection| {
-            Error::new(Code::InvalidRequest, "the body is not what this verb takes").because(rejection.body_text())
+            Error::new(Code::InvalidRequest, "the body is not what this verb takes")
+                .because(rejection.body_text())
         })?;
         Ok(Self(value))
     }
@@ -42,7 +43,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Name {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
-        let invalid = |cause: String| Error::new(Code::InvalidName, "the name in the path is not valid").because(cause);
+        let invalid =
+            |cause: String| Error::new(Code::InvalidName, "the name in the path is not valid").because(cause);
         let found: Result<Path<String>, PathRejection> = Path::from_request_parts(parts, state).await;
         let Path(name) = found.map_err(|rejection| invalid(rejection.body_text()))?;
         names::validate(&name).map_err(|error| invalid(error.to_string()))?;
@@ -60,7 +62,8 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
         match Query::from_request_parts(parts, state).await {
             Ok(Query(value)) => Ok(Self(value)),
             Err(rejection) => {
-                Err(Error::new(Code::InvalidRequest, "the query is not what this verb takes").because(rejection))
+                Err(Error::new(Code::InvalidRequest, "the query is not what this verb takes")
+                    .because(rejection))
             }
         }
     }

@@ -61,9 +61,13 @@ fn plan(engine: &Engine, request: &CreateForks, received_ns: u64) -> Result<Vec<
         Error::new(Code::InvalidName, format!("{what} is not a valid name")).because(error)
     };
     names::validate(&request.template).map_err(|error| invalid_name("template", error))?;
-    let count = request.count.unwrap_or_else(|| u32::try_from(request.names.len()).unwrap_or(u32::MAX).max(1));
+    let count =
+        request.count.unwrap_or_else(|| u32::try_from(request.names.len()).unwrap_or(u32::MAX).max(1));
     if !(1..=MAX_COUNT).contains(&count) {
-        return Err(Error::new(Code::InvalidCount, format!("count is {count}, not between 1 and {MAX_COUNT}")));
+        return Err(Error::new(
+            Code::InvalidCount,
+            format!("count is {count}, not between 1 and {MAX_COUNT}"),
+        ));
     }
     let names = child_names(request, count)?;
     if let Some(hostname) = &request.hostname {
@@ -170,7 +174,9 @@ fn answer(results: &[ForkResult], replay: bool) -> Response {
         ForkResult::Error(_) => None,
     });
     let headers = response.headers_mut();
-    if let Some(timings) = first.as_ref().and_then(|timings| HeaderValue::from_str(&server_timing(timings)).ok()) {
+    if let Some(timings) =
+        first.as_ref().and_then(|timings| HeaderValue::from_str(&server_timing(timings)).ok())
+    {
         headers.insert("server-timing", timings);
     }
     if replay {
@@ -226,7 +232,10 @@ impl Filter {
     get, path = "/v1/forks", tag = "forks", params(Filter),
     responses((status = 200, body = Forks), (status = "default", body = ErrorAnswer))
 )]
-pub async fn list(State(shared): State<Shared>, Params(filter): Params<Filter>) -> Result<Json<Forks>, Error> {
+pub async fn list(
+    State(shared): State<Shared>,
+    Params(filter): Params<Filter>,
+) -> Result<Json<Forks>, Error> {
     filter.check()?;
     let forks = shared.engine.registry.forks(filter.template.as_deref(), filter.all);
     Ok(Json(Forks { forks: forks.iter().map(|fork| fork.info()).collect() }))
@@ -237,10 +246,16 @@ pub async fn list(State(shared): State<Shared>, Params(filter): Params<Filter>) 
     delete, path = "/v1/forks", tag = "forks", params(Filter),
     responses((status = 200, body = Killed), (status = "default", body = ErrorAnswer))
 )]
-pub async fn kill_many(State(shared): State<Shared>, Params(filter): Params<Filter>) -> Result<Json<Killed>, Error> {
+pub async fn kill_many(
+    State(shared): State<Shared>,
+    Params(filter): Params<Filter>,
+) -> Result<Json<Killed>, Error> {
     filter.check()?;
     if filter.template.is_none() && !filter.all {
-        return Err(Error::new(Code::InvalidRequest, "neither template nor all=true says which forks to kill"));
+        return Err(Error::new(
+            Code::InvalidRequest,
+            "neither template nor all=true says which forks to kill",
+        ));
     }
     let registry = &shared.engine.registry;
     let forks = registry.forks(filter.template.as_deref(), false);
@@ -294,7 +309,9 @@ pub async fn snapshot(
         let template = snapshots::take(&engine, &fork, &request.name).await?;
         Ok(template.info(&engine))
     });
-    let taken = taken.await.map_err(|error| Error::new(Code::Internal, "the snapshot's task was lost").because(error))?;
+    let taken = taken
+        .await
+        .map_err(|error| Error::new(Code::Internal, "the snapshot's task was lost").because(error))?;
     Ok((StatusCode::CREATED, Json(taken?)))
 }
 

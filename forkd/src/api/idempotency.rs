@@ -36,7 +36,12 @@ pub struct Replays(Mutex<Known>);
 impl Replays {
     /// The answer to the request with `key` and what else identifies it; `make` runs for the first of them, to its
     /// end even if its caller goes away. Also says whether the answer is a replay.
-    pub async fn answer<F>(&self, key: &str, request: blake3::Hash, make: F) -> Result<(Arc<Vec<ForkResult>>, bool), Error>
+    pub async fn answer<F>(
+        &self,
+        key: &str,
+        request: blake3::Hash,
+        make: F,
+    ) -> Result<(Arc<Vec<ForkResult>>, bool), Error>
     where
         F: Future<Output = Result<Vec<ForkResult>, Error>> + Send + 'static,
     {
@@ -46,7 +51,8 @@ impl Replays {
         }
         let (mut answer, replay) = self.enter(key, request, make)?;
         let settled = answer.wait_for(Option::is_some).await;
-        let settled = settled.map_err(|_| Error::new(Code::Internal, "the first request with this key was lost"))?;
+        let settled =
+            settled.map_err(|_| Error::new(Code::Internal, "the first request with this key was lost"))?;
         Ok((settled.clone().expect("just waited for it")?, replay))
     }
 

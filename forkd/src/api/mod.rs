@@ -13,7 +13,11 @@ mod templates;
 
 use std::sync::Arc;
 
-use axum::{Router, extract::DefaultBodyLimit, routing::{any, get}};
+use axum::{
+    Router,
+    extract::DefaultBodyLimit,
+    routing::{any, get},
+};
 use utoipa::openapi::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -29,9 +33,8 @@ pub struct Shared {
 }
 
 fn routes() -> OpenApiRouter<Shared> {
-    let exec = OpenApiRouter::new()
-        .routes(routes!(exec::exec))
-        .layer(DefaultBodyLimit::max(limits::MAX_EXEC_BODY));
+    let exec =
+        OpenApiRouter::new().routes(routes!(exec::exec)).layer(DefaultBodyLimit::max(limits::MAX_EXEC_BODY));
     OpenApiRouter::new()
         .routes(routes!(system::version))
         .routes(routes!(system::health))

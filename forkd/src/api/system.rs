@@ -20,7 +20,8 @@ impl axum::extract::connect_info::Connected<IncomingStream<'_, UnixListener>> fo
     fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
         let credentials = rustix::net::sockopt::socket_peercred(stream.io());
         let uid = credentials.as_ref().ok().map(|c| c.uid.as_raw());
-        let (gid, pid) = credentials.map_or((None, None), |c| (Some(c.gid.as_raw()), Some(c.pid.as_raw_nonzero())));
+        let (gid, pid) =
+            credentials.map_or((None, None), |c| (Some(c.gid.as_raw()), Some(c.pid.as_raw_nonzero())));
         tracing::debug!(uid, gid, pid, "client connected");
         Self { uid }
     }

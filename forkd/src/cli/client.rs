@@ -67,7 +67,12 @@ impl Client {
         parse(&self.whole(Method::DELETE, path, None::<&()>).await?)
     }
 
-    async fn whole(&self, method: Method, path: &str, body: Option<&impl Serialize>) -> Result<Bytes, Failure> {
+    async fn whole(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<Bytes, Failure> {
         let response = self.send(method, path, json_body(body), &[]).await?;
         Ok(response.into_body().collect().await.map_err(broken)?.to_bytes())
     }

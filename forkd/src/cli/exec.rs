@@ -7,7 +7,10 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http_body_util::BodyExt;
 use hyper::body::{Bytes, Frame};
 use serde::Serialize;
-use tokio::{io::AsyncReadExt, sync::{mpsc, oneshot}};
+use tokio::{
+    io::AsyncReadExt,
+    sync::{mpsc, oneshot},
+};
 
 use super::{
     client::{Client, Events, Failure, segment},
@@ -46,7 +49,11 @@ pub struct CommandOptions {
 fn seconds(text: &str) -> Result<u64, String> {
     let value: f64 = text.parse().map_err(|_| format!("{text:?} is not a number of seconds"))?;
     let milliseconds = (value * 1000.0).round();
-    if (1.0..=1e12).contains(&milliseconds) { Ok(milliseconds as u64) } else { Err("out of range".to_owned()) }
+    if (1.0..=1e12).contains(&milliseconds) {
+        Ok(milliseconds as u64)
+    } else {
+        Err("out of range".to_owned())
+    }
 }
 
 /// Runs a command in a fork.
@@ -146,7 +153,9 @@ fn failed(error: ErrorBody, output: Output) -> Failure {
 }
 
 fn pass(to: &mut impl io::Write, bytes: &[u8]) -> Result<(), Failure> {
-    to.write_all(bytes).and_then(|()| to.flush()).map_err(|error| Failure::Local(format!("cannot write: {error}")))
+    to.write_all(bytes)
+        .and_then(|()| to.flush())
+        .map_err(|error| Failure::Local(format!("cannot write: {error}")))
 }
 
 fn status(end: ExecEnd) -> ExitCode {

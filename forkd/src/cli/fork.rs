@@ -149,7 +149,10 @@ impl Kill {
     /// Runs it.
     pub async fn run(self, client: &Client, output: Output) -> Result<ExitCode, Failure> {
         let killed = if self.ids.is_empty() {
-            client.delete_many::<Killed>(&query("/v1/forks", self.template.as_deref(), self.all)).await?.killed
+            client
+                .delete_many::<Killed>(&query("/v1/forks", self.template.as_deref(), self.all))
+                .await?
+                .killed
         } else {
             for id in &self.ids {
                 client.delete(&format!("/v1/forks/{}", segment(id))).await?;
@@ -248,7 +251,11 @@ impl Snapshot {
     pub async fn run(self, client: &Client, output: Output) -> Result<ExitCode, Failure> {
         let path = format!("/v1/forks/{}/snapshot", segment(&self.id));
         let template: TemplateInfo = client.post(&path, &SnapshotFork { name: self.name }).await?;
-        if output.json { output.print(&template) } else { println!("{}", template.name) }
+        if output.json {
+            output.print(&template)
+        } else {
+            println!("{}", template.name)
+        }
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -1,6 +1,7 @@
 //! The `forkling` command: a client of the API, nothing more.
 
 mod client;
+mod doctor;
 mod exec;
 mod fork;
 mod output;
@@ -21,7 +22,11 @@ const FAILED: u8 = 125;
 const NOT_FOUND: u8 = 127;
 
 #[derive(Debug, Parser)]
-#[command(name = "forkling", version, about = "Forks of template VMs: build a template once, fork it many times")]
+#[command(
+    name = "forkling",
+    version,
+    about = "Forks of template VMs: build a template once, fork it many times"
+)]
 struct Args {
     /// Socket of the daemon [default: /run/forkling/forkd.sock for root, else $XDG_RUNTIME_DIR/forkling/forkd.sock]
     #[arg(long, global = true, env = crate::config::SOCKET_ENV, value_name = "PATH")]
@@ -35,6 +40,8 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Check whether this host can run forks, and say what to do where it cannot
+    Doctor,
     /// Build, list and remove templates
     #[command(subcommand)]
     Template(template::Command),
@@ -82,6 +89,7 @@ async fn run(args: Args, output: Output) -> Result<ExitCode, Failure> {
     let socket = || args.socket.clone().map_or_else(crate::config::default_socket, Ok);
     let client = || socket().map(Client::new).map_err(|error| Failure::Local(error.to_string()));
     match args.command {
+        Command::Doctor => Ok(doctor::run(client().ok(), output).await),
         Command::Template(command) => template::run(command, &client()?, output).await,
         Command::Fork(create) => create.run(&client()?, output).await,
         Command::Exec(exec) => exec.run(&client()?, output).await,

@@ -9,7 +9,10 @@ use std::{
 use serde::Serialize;
 
 use super::{FAILED, NOT_FOUND, client::Failure};
-use crate::api::{error::Code, types::{ErrorAnswer, ErrorBody}};
+use crate::api::{
+    error::Code,
+    types::{ErrorAnswer, ErrorBody},
+};
 
 /// How to print.
 #[derive(Clone, Copy, Debug)]
@@ -87,7 +90,8 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) {
     let mut out = std::io::stdout().lock();
     let header: Vec<String> = header.iter().map(|&cell| cell.to_owned()).collect();
     for row in std::iter::once(&header).chain(rows) {
-        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}")).collect();
+        let cells: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}")).collect();
         let _ = writeln!(out, "{}", cells.join("  ").trim_end());
     }
 }
@@ -104,6 +108,9 @@ pub fn ms(micros: f64) -> String {
 
 /// How long ago a time in milliseconds since 1970 is, for people.
 pub fn ago(unix_ms: u64) -> String {
+    if unix_ms == 0 {
+        return "-".to_owned();
+    }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let seconds = now.saturating_sub(Duration::from_millis(unix_ms)).as_secs();
     match seconds {

@@ -48,7 +48,8 @@ pub async fn create(engine: &Arc<Engine>, request: Request) -> Result<Arc<Fork>,
     let fork = unclaimed.0.clone();
     match timeout_at(deadline, outcome).await {
         Ok(Ok(Ok(()))) => Ok(fork),
-        Ok(Ok(Err(error))) => Err(error),
+        // A snapshot found damaged takes the zygote with it; the damage is the reason.
+        Ok(Ok(Err(error))) => Err(fork.template.damage().unwrap_or(error)),
         Ok(Err(_)) => Err(Error::new(Code::Internal, "the fork's task ended without a word")),
         Err(_) => {
             fork.kill("timeout", "it did not acknowledge in the time given");
@@ -66,7 +67,8 @@ async fn begin(engine: &Arc<Engine>, request: Request) -> Result<(Unclaimed, Out
     let permit = permit.map_err(|_| Error::new(Code::ShuttingDown, "the daemon is ending"))?;
     let generation = engine.generation()?;
     let identity = Identity::new(&request.choice, generation);
-    let mailbox = identity.mailbox().map_err(|error| Error::new(Code::EnvironmentTooLarge, error.to_string()))?;
+    let mailbox =
+        identity.mailbox().map_err(|error| Error::new(Code::EnvironmentTooLarge, error.to_string()))?;
     let failed = |error: &control::Error| {
         Error::new(Code::ForkFailed, "cannot reach the template's zygote").because(chain(error))
     };
@@ -94,7 +96,7 @@ async fn begin(engine: &Arc<Engine>, request: Request) -> Result<(Unclaimed, Out
         tracing::debug!(%error, "activation was not sent");
     }
     if lazy {
-        loaded.complete_in_background(engine, request.template.name());
+        loaded.complete_in_background(engine, &request.template);
     }
     Ok((unclaimed, outcome))
 }

@@ -62,7 +62,9 @@ impl Shared {
         let target = self.promised.load(Ordering::Acquire).max(self.next.load(Ordering::Relaxed)) + BLOCK;
         match persist(&self.path, target) {
             Ok(()) => self.promised.store(target, Ordering::Release),
-            Err(error) => tracing::error!(%error, path = %self.path.display(), "cannot keep the generation mark"),
+            Err(error) => {
+                tracing::error!(%error, path = %self.path.display(), "cannot keep the generation mark")
+            }
         }
         self.extending.store(false, Ordering::Release);
     }

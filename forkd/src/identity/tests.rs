@@ -11,7 +11,9 @@ fn identities_differ_in_everything_that_counts() {
         let identity = Identity::new(&Choice::default(), generation);
         assert!(crate::names::validate(&identity.id).is_ok());
         assert_eq!(identity.hostname, identity.id);
-        assert!(ids.insert(identity.id) && machines.insert(identity.machine_id) && nonces.insert(identity.nonce));
+        assert!(
+            ids.insert(identity.id) && machines.insert(identity.machine_id) && nonces.insert(identity.nonce)
+        );
     }
 }
 

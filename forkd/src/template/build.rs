@@ -10,10 +10,7 @@ use std::{
 };
 
 use forkling_proto::config::{self, GuestConfig};
-use forkling_vmm::{
-    protocol::BuildSpec,
-    snapshot::file,
-};
+use forkling_vmm::{protocol::BuildSpec, snapshot::file};
 use rustix::fs::{Mode, OFlags, open};
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc},
@@ -77,7 +74,8 @@ pub fn start(engine: &Arc<Engine>, spec: BuildTemplate) -> Result<Build, Error> 
     let permit = engine.builds.clone().try_acquire_owned();
     let permit = permit.map_err(|_| Error::new(Code::TooManyBuilds, "other templates are being built"))?;
     let (sender, events) = mpsc::channel(EVENTS);
-    let job = Job { engine: engine.clone(), spec, files, reservation, events: sender.clone(), _permit: permit };
+    let job =
+        Job { engine: engine.clone(), spec, files, reservation, events: sender.clone(), _permit: permit };
     let task = tokio::spawn(async move {
         let last = match job.run().await {
             Ok(done) => done,
@@ -134,7 +132,9 @@ impl Job {
                 Error::new(Code::BuildFailed, "cannot write the initramfs").because(chain(&error))
             })
         });
-        written.await.map_err(|error| Error::new(Code::Internal, "writing the initramfs failed").because(error))??;
+        written
+            .await
+            .map_err(|error| Error::new(Code::Internal, "writing the initramfs failed").because(error))??;
         Ok(path)
     }
 
@@ -194,7 +194,9 @@ pub async fn delete(engine: &Arc<Engine>, name: &str) -> Result<(), Error> {
         }
         removed
     });
-    removed.await.map_err(|error| Error::new(Code::Internal, "removing the template failed").because(error))?
+    removed
+        .await
+        .map_err(|error| Error::new(Code::Internal, "removing the template failed").because(error))?
 }
 
 fn guest_config(spec: &BuildTemplate) -> GuestConfig {
@@ -221,12 +223,14 @@ fn guest_config(spec: &BuildTemplate) -> GuestConfig {
 /// The module files the guest needs, in load order.
 fn module_files(tree: &Path) -> Result<Vec<PathBuf>, Error> {
     let fail = |cause: &dyn std::fmt::Display| {
-        Error::new(Code::BuildRefused, format!("the kernel modules in {tree:?} cannot be used")).because(cause)
+        Error::new(Code::BuildRefused, format!("the kernel modules in {tree:?} cannot be used"))
+            .because(cause)
     };
     let dependencies = fs::read_to_string(tree.join("modules.dep")).map_err(|error| fail(&error))?;
     // A kernel without built-in modules has no such list.
     let builtin = fs::read_to_string(tree.join("modules.builtin")).unwrap_or_default();
-    let order = modules::load_order(&dependencies, &builtin, &modules::REQUIRED).map_err(|error| fail(&error))?;
+    let order =
+        modules::load_order(&dependencies, &builtin, &modules::REQUIRED).map_err(|error| fail(&error))?;
     Ok(order.into_iter().map(|file| tree.join(file)).collect())
 }
 

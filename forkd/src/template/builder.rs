@@ -60,7 +60,9 @@ fn of_failure(failure: &Failure) -> Error {
     let (code, message) = match failure.kind {
         FailureKind::Request => (Code::BuildRefused, "the template cannot be built from this"),
         FailureKind::Guest => (Code::BuildGuestFailed, "the guest did not reach its ready condition"),
-        FailureKind::Snapshot | FailureKind::Host => (Code::BuildFailed, "the host could not build the template"),
+        FailureKind::Snapshot | FailureKind::Host => {
+            (Code::BuildFailed, "the host could not build the template")
+        }
     };
     Error::new(code, message).because(&failure.message)
 }

@@ -71,12 +71,16 @@ impl Record {
     fn read(directory: &Path, name: &str) -> Result<Self, Error> {
         let path = directory.join(RECORD);
         let unusable = |cause: &dyn std::fmt::Display| {
-            Error::new(Code::SnapshotInvalid, format!("{RECORD} of template {name} cannot be used")).because(cause)
+            Error::new(Code::SnapshotInvalid, format!("{RECORD} of template {name} cannot be used"))
+                .because(cause)
         };
         let text = fs::read(&path).map_err(|error| unusable(&error))?;
         let mut record: Self = serde_json::from_slice(&text).map_err(|error| unusable(&error))?;
         if record.format != FORMAT {
-            return Err(unusable(&format_args!("it has format {}, this build reads {FORMAT}", record.format)));
+            return Err(unusable(&format_args!(
+                "it has format {}, this build reads {FORMAT}",
+                record.format
+            )));
         }
         name.clone_into(&mut record.spec.name);
         Ok(record)

@@ -1,7 +1,6 @@
 //! Templates: what is on disk of them, whether they can be forked, and how they are made.
 
 pub mod build;
-pub mod image;
 pub mod initramfs;
 pub mod modules;
 pub mod snapshot;
@@ -166,6 +165,14 @@ impl Template {
             resident_bytes: engine.images.resident_bytes(self.name()),
             disk_bytes: self.record.disk_bytes,
             spec: self.record.spec.clone(),
+        }
+    }
+
+    /// The error for a snapshot that was found damaged.
+    pub fn damage(&self) -> Option<Error> {
+        match &*self.live.lock().expect("no panic under this lock") {
+            Live::Broken(error) if error.code == Code::SnapshotInvalid => Some(error.clone()),
+            Live::Cold | Live::Loading | Live::Ready(_) | Live::Broken(_) => None,
         }
     }
 

@@ -74,7 +74,8 @@ fn kind(root: &str) -> Result<Kind, Error> {
     if metadata.is_dir() {
         return Ok(Kind::Directory);
     }
-    let refused = || Error::new(Code::RootNotArchive, format!("the root {root:?} is no directory, archive or image"));
+    let refused =
+        || Error::new(Code::RootNotArchive, format!("the root {root:?} is no directory, archive or image"));
     if !metadata.is_file() {
         return Err(refused());
     }
@@ -109,8 +110,16 @@ async fn from_tar(tar: &Path, work: &Path, out: &Path) -> Result<(), Error> {
     blocking(move || fs::create_dir(made)).await?;
     // Device nodes cannot be made without root and are not needed: the guest has a devtmpfs. tar itself refuses names
     // that leave the tree, and makes symbolic links last.
-    let options = ["--extract", "--numeric-owner", "--same-permissions", "--anchored", "--exclude=./dev/*", "--exclude=dev/*"];
-    let extract = Tool::as_owner("tar").args(options).args([Path::new("--directory"), &tree, Path::new("--file"), tar]);
+    let options = [
+        "--extract",
+        "--numeric-owner",
+        "--same-permissions",
+        "--anchored",
+        "--exclude=./dev/*",
+        "--exclude=dev/*",
+    ];
+    let extract =
+        Tool::as_owner("tar").args(options).args([Path::new("--directory"), &tree, Path::new("--file"), tar]);
     extract.run("unpack the root's archive").await?;
     from_directory(&tree, out).await?;
     blocking(move || {
@@ -124,8 +133,9 @@ async fn from_recipe(engine: &Engine, work: &Path, out: &Path) -> Result<(), Err
     let key = blake3::hash([SUITE, PACKAGES, TRIM].concat().as_bytes()).to_hex();
     let cached = engine.cache_dir().join(format!("root-{RECIPE}-{}.erofs", &key[..16]));
     if !cached.is_file() {
-        let scratch = Scratch::new(&engine.cache_dir())
-            .map_err(|error| Error::new(Code::BuildFailed, "cannot make a temporary directory").because(error))?;
+        let scratch = Scratch::new(&engine.cache_dir()).map_err(|error| {
+            Error::new(Code::BuildFailed, "cannot make a temporary directory").because(error)
+        })?;
         let (tar, image) = (work.join("root.tar"), scratch.path().join("image"));
         let include = format!("--include={PACKAGES}");
         let hook = format!("--customize-hook={TRIM}");

@@ -66,7 +66,12 @@ pub fn remove(path: &Path) {
         Err(_) => {}
     }
     let mut command = Command::new(tool::OWNER[0]);
-    command.args(&tool::OWNER[1..]).args(["rm", "-rf", "--"]).arg(path).stdin(Stdio::null()).stderr(Stdio::null());
+    command
+        .args(&tool::OWNER[1..])
+        .args(["rm", "-rf", "--"])
+        .arg(path)
+        .stdin(Stdio::null())
+        .stderr(Stdio::null());
     match command.status() {
         Ok(status) if status.success() => {}
         _ => tracing::warn!(path = %path.display(), "cannot remove; remove it by hand"),

@@ -39,7 +39,8 @@ pub async fn take(engine: &Arc<Engine>, fork: &Arc<Fork>, name: &str) -> Result<
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let snapshot = open(&directory, flags, Mode::empty()).map_err(|error| write_error(&error.into()))?;
     let saved = timeout(SNAPSHOT_TIMEOUT, fork.save(&snapshot, engine.generation()?, freeze(fork))).await;
-    let late = || Error::new(Code::SnapshotFailed, format!("fork {} did not reach a forkpoint in time", fork.id));
+    let late =
+        || Error::new(Code::SnapshotFailed, format!("fork {} did not reach a forkpoint in time", fork.id));
     if let Err(error) = saved.map_err(|_| late())? {
         return Err(fork.explain(of_save(fork, error)).await);
     }
@@ -73,14 +74,17 @@ async fn freeze(fork: &Arc<Fork>) -> Result<(), Error> {
 /// Images never change, so that templates can share one.
 fn link_root(from: &Path, to: &Path) -> Result<(), Error> {
     let (from, to) = (from.join(file::ROOT), to.join(file::ROOT));
-    fs::hard_link(&from, &to).or_else(|_| fs::copy(&from, &to).map(|_| ())).map_err(|error| write_error(&error))
+    fs::hard_link(&from, &to)
+        .or_else(|_| fs::copy(&from, &to).map(|_| ()))
+        .map_err(|error| write_error(&error))
 }
 
 fn of_save(fork: &Fork, error: SaveError) -> Error {
     match error {
         SaveError::Guest(error) => error,
         error @ (SaveError::Failed(_) | SaveError::Control(_) | SaveError::Io(_)) => {
-            Error::new(Code::SnapshotFailed, format!("fork {} could not be saved", fork.id)).because(chain(&error))
+            Error::new(Code::SnapshotFailed, format!("fork {} could not be saved", fork.id))
+                .because(chain(&error))
         }
     }
 }

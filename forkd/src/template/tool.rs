@@ -1,6 +1,10 @@
 //! Runs the programs that make root images. Cancelled, they are killed.
 
-use std::{ffi::OsStr, io, process::{Output, Stdio}};
+use std::{
+    ffi::OsStr,
+    io,
+    process::{Output, Stdio},
+};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::{process::Command, time::timeout};

@@ -11,9 +11,7 @@ use crate::{
         types::{BuildTemplate, Command, Payload, Ready},
     },
     config::Config,
-    limits::{
-        HOST_RESERVE_MIB, MAX_CMDLINE, MAX_COMMANDS, MAX_ENV, MAX_TIMEOUT, host_available_mib,
-    },
+    limits::{HOST_RESERVE_MIB, MAX_CMDLINE, MAX_COMMANDS, MAX_ENV, MAX_TIMEOUT, host_available_mib},
     names,
 };
 
@@ -54,14 +52,18 @@ fn machine(spec: &BuildTemplate) -> Result<(), Error> {
     if let Some(available) = host_available_mib()
         && u64::from(memory) + HOST_RESERVE_MIB > available
     {
-        let message = format!("{memory} MiB and a reserve of {HOST_RESERVE_MIB} MiB do not fit the host's {available} MiB");
+        let message = format!(
+            "{memory} MiB and a reserve of {HOST_RESERVE_MIB} MiB do not fit the host's {available} MiB"
+        );
         return Err(Error::new(Code::MemoryExceedsHost, message));
     }
     if !(1..=MAX_VCPUS).contains(&spec.vcpus) {
         return Err(invalid(&format!("vcpus is {}, not between 1 and {MAX_VCPUS}", spec.vcpus)));
     }
     if spec.cmdline.len() > MAX_CMDLINE || spec.cmdline.contains(|c: char| c.is_control()) {
-        return Err(invalid(&format!("cmdline is longer than {MAX_CMDLINE} bytes or has control characters")));
+        return Err(invalid(&format!(
+            "cmdline is longer than {MAX_CMDLINE} bytes or has control characters"
+        )));
     }
     if spec.overlay_mib > memory {
         return Err(invalid("overlay_mib is larger than the memory it lies in"));
@@ -80,14 +82,20 @@ fn commands(spec: &BuildTemplate) -> Result<(), Error> {
         Ready::Command(command) => std::slice::from_ref(command),
         Ready::Immediately | Ready::Forkpoint | Ready::Port(_) => &[],
     };
-    let lists =
-        [("warm_up", &spec.warm_up[..]), ("services", &spec.services), ("on_fork", &spec.on_fork), ("ready", ready)];
+    let lists = [
+        ("warm_up", &spec.warm_up[..]),
+        ("services", &spec.services),
+        ("on_fork", &spec.on_fork),
+        ("ready", ready),
+    ];
     for (field, list) in lists {
         if list.len() > MAX_COMMANDS {
             return Err(invalid(&format!("{field} has more than {MAX_COMMANDS} commands")));
         }
         if !list.iter().all(is_command) {
-            return Err(invalid(&format!("{field} has a command that is empty, too long, or has a zero byte")));
+            return Err(invalid(&format!(
+                "{field} has a command that is empty, too long, or has a zero byte"
+            )));
         }
     }
     if spec.payload == Payload::Null && lists.iter().any(|(_, list)| !list.is_empty()) {
@@ -107,7 +115,9 @@ pub fn environment<'a>(env: impl Iterator<Item = (&'a String, &'a String)>) -> R
     let mut bytes = 0;
     for (name, value) in env {
         if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
-            return Err(invalid(&format!("env has {name:?}, which is not a variable, or a value with a zero byte")));
+            return Err(invalid(&format!(
+                "env has {name:?}, which is not a variable, or a value with a zero byte"
+            )));
         }
         bytes += name.len() + value.len();
     }
@@ -145,13 +155,15 @@ fn modules(spec: &BuildTemplate, kernel: &std::path::Path) -> Result<Option<Path
         if path.join("modules.dep").is_file() {
             return Ok(Some(path));
         }
-        let message = format!("{given:?} has no modules.dep; give the tree lib/modules/VERSION of the kernel");
+        let message =
+            format!("{given:?} has no modules.dep; give the tree lib/modules/VERSION of the kernel");
         return Err(Error::new(Code::FileNotFound, message));
     }
     let Some(Ok(entries)) = kernel.parent().map(|parent| fs::read_dir(parent.join("modules"))) else {
         return Ok(None);
     };
-    let mut trees = entries.flatten().map(|entry| entry.path()).filter(|path| path.join("modules.dep").is_file());
+    let mut trees =
+        entries.flatten().map(|entry| entry.path()).filter(|path| path.join("modules.dep").is_file());
     match (trees.next(), trees.next()) {
         (Some(one), None) => Ok(Some(one)),
         _ => Ok(None),

@@ -191,7 +191,10 @@ impl Lines {
             }
             self.scanned = self.buffer.len();
             if self.buffer.len() > MAX_EXEC_LINE {
-                return Err(Error::new(Code::BodyTooLarge, format!("a line of the body exceeds {MAX_EXEC_LINE} bytes")));
+                return Err(Error::new(
+                    Code::BodyTooLarge,
+                    format!("a line of the body exceeds {MAX_EXEC_LINE} bytes"),
+                ));
             }
             let Some(data) = self.data().await? else {
                 self.scanned = 0;

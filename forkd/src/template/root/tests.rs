@@ -33,7 +33,11 @@ async fn a_tar_becomes_an_image_that_is_padded_and_readable() {
     fs::create_dir(&work).unwrap();
     fs::write(tree.join("etc/hostname"), "template\n").unwrap();
     let tar = directory.path().join("root.tar");
-    Tool::new("tar").args([Path::new("-C"), &tree, Path::new("-cf"), &tar, Path::new(".")]).run("pack").await.unwrap();
+    Tool::new("tar")
+        .args([Path::new("-C"), &tree, Path::new("-cf"), &tar, Path::new(".")])
+        .run("pack")
+        .await
+        .unwrap();
     let out = directory.path().join("root.erofs");
     from_tar(&tar, &work, &out).await.unwrap();
     assert_eq!(check(out.to_str().unwrap()), Ok(()));
