@@ -3,16 +3,19 @@
 use std::{path::PathBuf, sync::Arc};
 
 use anyhow::Context as _;
+use forkling_vmm::protocol::FailureKind;
 use tokio::sync::Semaphore;
 
 use crate::{
     api::error::{Code, Error},
     config::Config,
+    fork::{MEMORY, SNAPSHOT},
     identity::Generations,
     limits,
+    pager::{Images, News},
     process::Spawner,
     registry::Registry,
-    template::{self, image::Images},
+    template,
 };
 
 /// The daemon's state.
@@ -42,10 +45,13 @@ impl Engine {
         let generations =
             Generations::open(&mark).with_context(|| format!("cannot keep the generation mark {}", mark.display()))?;
         let spawner = Spawner::new(config.vmm.clone()).context("cannot start the spawner thread")?;
+        let registry = Arc::new(Registry::default());
+        let known = registry.clone();
+        let images = Images::start(!config.eager, move |news| unserved(&known, news)).context("cannot start the pager")?;
         let engine = Arc::new(Self {
-            registry: Arc::new(Registry::default()),
+            registry,
             spawner,
-            images: Images::default(),
+            images,
             spawns: Arc::new(Semaphore::new(limits::spawns_in_flight())),
             builds: Arc::new(Semaphore::new(limits::CONCURRENT_BUILDS)),
             max_forks: limits::raise_fd_limit(),
@@ -75,5 +81,24 @@ impl Engine {
     /// Where root images made from recipes are kept.
     pub fn cache_dir(&self) -> PathBuf {
         self.config.state_dir.join("cache")
+    }
+}
+
+/// Kills the forks that wait for memory that cannot be had.
+fn unserved(registry: &Registry, news: News) {
+    match news {
+        News::Failed { fork, failure } => {
+            tracing::warn!(fork, failure = failure.message, "memory cannot be had");
+            let reason = if failure.kind == FailureKind::Snapshot { SNAPSHOT } else { MEMORY };
+            if let Ok(fork) = registry.fork(&fork) {
+                fork.kill(reason, &failure.message);
+            }
+        }
+        News::Stopped => {
+            tracing::error!("the pager has stopped");
+            for fork in registry.forks(None, false).iter().filter(|fork| fork.is_paged()) {
+                fork.kill(MEMORY, "the daemon's pager has stopped; restart the daemon");
+            }
+        }
     }
 }

@@ -4,7 +4,10 @@ use std::{
     collections::BTreeMap,
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::{Arc, Mutex, MutexGuard, OnceLock},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -36,6 +39,12 @@ mod create;
 mod supervise;
 mod timings;
 
+/// Reason of a death: its memory cannot be had.
+pub const MEMORY: &str = "memory";
+
+/// Reason of a death: its template's snapshot is damaged.
+pub const SNAPSHOT: &str = "snapshot";
+
 /// Where a fork is in its life.
 #[derive(Clone, Debug)]
 pub enum Status {
@@ -62,6 +71,8 @@ pub struct Fork {
     pub created_unix_ms: u64,
     identity: Mutex<Identity>,
     pid: OnceLock<i32>,
+    /// Whether the pager serves it.
+    paged: AtomicBool,
     /// What it holds of the kernel; a record of the dead holds nothing.
     handles: Mutex<Handles>,
     status: watch::Sender<Status>,
@@ -90,6 +101,7 @@ impl Fork {
             created_unix_ms: unix_ms(),
             identity: Mutex::new(identity),
             pid: OnceLock::new(),
+            paged: AtomicBool::new(false),
             handles: Mutex::new(Handles { socket: Some(socket), process: None }),
             status: watch::Sender::new(Status::Creating),
             buried: watch::Sender::new(false),
@@ -108,6 +120,11 @@ impl Fork {
     /// Whether it is not dead.
     pub fn is_alive(&self) -> bool {
         !matches!(*self.status.borrow(), Status::Died(_))
+    }
+
+    /// Whether it was made while its image was incomplete.
+    pub fn is_paged(&self) -> bool {
+        self.paged.load(Ordering::Relaxed)
     }
 
     /// Order of creation.

@@ -94,7 +94,7 @@ async fn begin(engine: &Arc<Engine>, request: Request) -> Result<(Unclaimed, Out
         tracing::debug!(%error, "activation was not sent");
     }
     if lazy {
-        loaded.complete_in_background(engine, request.template.name());
+        loaded.complete_in_background(engine, &request.template);
     }
     Ok((unclaimed, outcome))
 }

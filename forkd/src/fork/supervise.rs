@@ -1,11 +1,14 @@
 //! The task that owns a fork from its making to its end.
 
-use std::{os::fd::OwnedFd, sync::Arc};
+use std::{
+    os::fd::OwnedFd,
+    sync::{Arc, atomic::Ordering},
+};
 
 use forkling_vmm::protocol::{Failure, FailureKind, FromFork, Stamps, StopReason};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::{Fork, Handles, Status, timings, unix_ms};
+use super::{Fork, Handles, MEMORY, SNAPSHOT, Status, timings, unix_ms};
 use crate::{
     api::{
         error::{Code, Error},
@@ -129,9 +132,10 @@ impl Supervisor {
         let Some(uffd) = uffd else {
             return self.fork.kill("failed", "it sent no userfaultfd; its binary is of another build");
         };
+        self.fork.paged.store(true, Ordering::Relaxed);
         let template = self.fork.template.name();
         if let Err(error) = self.engine.images.add_fork(&self.fork.id, template, uffd, base, len) {
-            self.fork.kill("memory", &format!("its memory cannot be paged in: {error}"));
+            self.fork.kill(MEMORY, &format!("its memory cannot be paged in: {error}"));
         }
     }
 
@@ -191,8 +195,8 @@ impl Supervisor {
 
     /// Why the fork was never handed out.
     fn failure(&self) -> Error {
-        let cause = match self.fork.status() {
-            Status::Died(death) => death.message,
+        let (reason, cause) = match self.fork.status() {
+            Status::Died(death) => (death.reason, death.message),
             Status::Creating | Status::Running(_) => unreachable!("only the dead are buried"),
         };
         let code = match &self.last_words {
@@ -203,6 +207,7 @@ impl Supervisor {
                 FailureKind::Host => Code::ForkFailed,
             },
             Some(LastWords::Stopped(_)) => Code::ForkGuestFailed,
+            None if reason == SNAPSHOT => Code::SnapshotInvalid,
             None => Code::ForkFailed,
         };
         Error::new(code, format!("fork {} died while it was made", self.fork.id)).because(cause)

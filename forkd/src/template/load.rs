@@ -15,10 +15,11 @@ use forkling_vmm::{
 };
 use rustix::fs::{Mode, OFlags, open};
 
-use super::{Live, Loaded, Template, image};
+use super::{Live, Loaded, Template};
 use crate::{
     api::error::{Code, Error, chain},
     engine::Engine,
+    pager::{ImagesError, Opened},
     zygote::{self, Load, Zygote},
 };
 
@@ -26,7 +27,7 @@ use crate::{
 struct Files {
     snapshot: OwnedFd,
     root: Option<File>,
-    image: image::Opened,
+    image: Opened,
 }
 
 impl Template {
@@ -77,7 +78,8 @@ impl Template {
         let of_snapshot = |error: snapshot::Error| fail(&error, error.is_snapshot_fault());
         let root = Snapshot::open(&path).and_then(|snapshot| snapshot.open_root()).map_err(of_snapshot)?;
         let image = engine.images.open(self.name(), &path).map_err(|error| match error {
-            image::Error::Snapshot(error) => of_snapshot(error),
+            ImagesError::Snapshot(error) => of_snapshot(error),
+            ImagesError::Load(ref failure) if failure.kind == FailureKind::Snapshot => fail(&error, true),
             other => fail(&other, false),
         })?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -98,6 +100,16 @@ impl Template {
         Error::new(code, format!("template {name} cannot be loaded")).because(chain(error))
     }
 
+    /// Refuses further forks of a damaged snapshot.
+    fn spoil(&self, loaded: &Arc<Loaded>, cause: &str) {
+        let mut live = self.live.lock().expect("no panic under this lock");
+        if matches!(&*live, Live::Ready(current) if Arc::ptr_eq(current, loaded)) {
+            let message = format!("the snapshot of template {} is damaged", self.name());
+            *live = Live::Broken(Error::new(Code::SnapshotInvalid, message).because(cause));
+            loaded.zygote.kill();
+        }
+    }
+
     /// Reports the end of a zygote that nobody asked for.
     async fn watch(self: Arc<Self>, loaded: Arc<Loaded>) {
         let reason = loaded.zygote.ended().await;
@@ -112,15 +124,18 @@ impl Template {
 
 impl Loaded {
     /// Fills the rest of the image, once, so that later forks need no pager.
-    pub fn complete_in_background(self: &Arc<Self>, engine: &Arc<Engine>, template: &str) {
+    pub fn complete_in_background(self: &Arc<Self>, engine: &Arc<Engine>, template: &Arc<Template>) {
         if self.completing.swap(true, Ordering::AcqRel) {
             return;
         }
-        let (loaded, engine, template) = (self.clone(), engine.clone(), template.to_owned());
-        tokio::task::spawn_blocking(move || match engine.images.load_all(&template) {
+        let (loaded, engine, template) = (self.clone(), engine.clone(), template.clone());
+        tokio::task::spawn_blocking(move || match engine.images.load_all(template.name()) {
             Ok(()) => loaded.complete.store(true, Ordering::Release),
             Err(error) => {
-                tracing::warn!(template, error = chain(&error), "image stays incomplete");
+                tracing::warn!(template = template.name(), error = chain(&error), "image stays incomplete");
+                if matches!(&error, ImagesError::Load(failure) if failure.kind == FailureKind::Snapshot) {
+                    template.spoil(&loaded, &chain(&error));
+                }
                 loaded.completing.store(false, Ordering::Release);
             }
         });

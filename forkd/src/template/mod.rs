@@ -1,7 +1,6 @@
 //! Templates: what is on disk of them, whether they can be forked, and how they are made.
 
 pub mod build;
-pub mod image;
 pub mod initramfs;
 pub mod modules;
 pub mod snapshot;

@@ -92,4 +92,4 @@ fn lz4_legacy(mut blocks: &[u8]) -> Result<Vec<u8>, Error> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

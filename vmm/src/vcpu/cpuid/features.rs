@@ -190,6 +190,10 @@ const V3: &str = "avx avx2 bmi1 bmi2 f16c fma abm movbe xsave osxsave x87_state 
 /// Bits that follow the guest's own state or topology; they say nothing about the host.
 pub(super) const DYNAMIC: &[&str] = &["osxsave", "ospke", "ht", "cmp_legacy", "apic"];
 
+/// All lists of names, for the test that each name exists.
+#[cfg(test)]
+pub(super) const POLICIES: [&[&str]; 3] = [DENIED, &[BASELINE, VIRTUAL, V2, V3], DYNAMIC];
+
 /// Leaves each word's bits that `template` allows.
 pub(super) fn apply(entries: &mut CpuidEntries, template: CpuTemplate) {
     let names =
