@@ -81,6 +81,10 @@ fn main() -> anyhow::Result<()> {
             machine_id: format!("{n:032x}"),
             env: vec![],
         };
+        if n == 2 {
+            let o = std::process::Command::new("sh").arg("-c").arg("mount -t tracefs t /sys/kernel/tracing; cd /sys/kernel/tracing; echo 16384 > buffer_size_kb; echo 1 > events/kvm/kvm_page_fault/enable; echo 1 > events/kvm/kvm_exit/enable; echo 1 > tracing_on").output()?;
+            println!("{}", String::from_utf8_lossy(&o.stderr));
+        }
         let mb = mailbox::encode(&h, &id)?;
         fork.control.send(&ToFork::Activate { mailbox: mb, advance_monotonic: false }, &[])?;
         let s = loop {
@@ -91,7 +95,15 @@ fn main() -> anyhow::Result<()> {
             }
         };
         let acked = t.elapsed();
-        if n == 2 { let o = std::process::Command::new("sh").arg("-c").arg(format!("mount -t debugfs d /sys/kernel/debug 2>/dev/null; cd /sys/kernel/debug/kvm/{}-*; grep -r . . | grep -v ':0$' | sort | tr '\\n' ' '; cat /proc/{}/smaps_rollup", fork.pid(), fork.pid())).output()?; println!("{}", String::from_utf8_lossy(&o.stdout)); }
+        if n == 2 {
+            let o = std::process::Command::new("sh")
+                .arg("-c")
+                .arg(
+                    "echo 0 > /sys/kernel/tracing/tracing_on; cat /sys/kernel/tracing/trace > /tmp/out/trace",
+                )
+                .output()?;
+            println!("{}", String::from_utf8_lossy(&o.stderr));
+        }
         println!(
             "fork {n}: parked {parked:?} acked {acked:?}; fork {} vm {} vcpu {} dev {} act->enter {} enter->ack {}",
             s.forked - s.requested,

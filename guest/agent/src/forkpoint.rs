@@ -111,7 +111,7 @@ impl Forkpoint {
     /// Takes on the identity in the mailbox.
     fn adopt(&mut self, applier: &mut Applier, environment: &mut Environment) -> Result<Header, Error> {
         let decoded = mailbox::decode(self.mailbox.bytes());
-        self.mailbox.clear();
+        self.mailbox.clear_filled();
         let (header, identity) = decoded?;
         applier.apply(&header, &identity)?;
         environment.clone_from(&self.template);

@@ -1,7 +1,8 @@
 //! Giving a fork its identity: random numbers, clock, host name, machine id, generation.
 //!
-//! All files are opened before the freeze, so that a fork only writes them. In-place writes are as good as
-//! renames: no other program runs in between (see [`crate::quiet`]).
+//! All files are opened and mapped before the freeze, so that a fork only stores a line into each: a write through
+//! overlayfs and tmpfs would be a hundred page faults in a fresh fork. In-place stores are as good as renames: no other
+//! program runs in between (see [`crate::quiet`]).
 //!
 //! What this cannot reach is random state inside a program's own memory (a seeded Mersenne Twister, a TLS library's
 //! pool): such programs need an on-fork hook, or wait on [`config::FORKPOINT_SOCKET`] and reseed when it answers.
@@ -12,15 +13,21 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use forkling_proto::config;
-use forkling_proto::mailbox::{Header, Identity};
+use forkling_proto::mailbox::{self, Header, Identity};
 use rustix::fs::OFlags;
 use rustix::time::{ClockId, Timespec};
 
+use crate::sys::mapped::MappedStart;
 use crate::sys::random::Random;
 
 const MACHINE_ID: &str = "/etc/machine-id";
 const DBUS_MACHINE_ID: &str = "/var/lib/dbus/machine-id";
 const HOSTNAME: &str = "/etc/hostname";
+
+/// Characters of a machine id (machine-id(5)).
+const MACHINE_ID_LEN: usize = 32;
+/// Digits of the largest generation; smaller ones are padded, so that the file never changes its length.
+const GENERATION_WIDTH: usize = 20;
 
 /// Why a fork could not be given its identity; such a fork must not be served.
 #[derive(Debug, thiserror::Error)]
@@ -70,10 +77,10 @@ impl Applier {
         let dbus_is_file = dbus.symlink_metadata().is_ok_and(|found| found.is_file());
         Ok(Self {
             random,
-            generation: Slot::open(config::GENERATION_FILE.as_ref())?,
-            machine_id: Slot::open(MACHINE_ID.as_ref())?,
-            dbus_machine_id: dbus_is_file.then(|| Slot::open(dbus)).transpose()?,
-            hostname: Slot::open(HOSTNAME.as_ref())?,
+            generation: Slot::open(config::GENERATION_FILE.as_ref(), GENERATION_WIDTH)?,
+            machine_id: Slot::open(MACHINE_ID.as_ref(), MACHINE_ID_LEN)?,
+            dbus_machine_id: dbus_is_file.then(|| Slot::open(dbus, MACHINE_ID_LEN)).transpose()?,
+            hostname: Slot::open(HOSTNAME.as_ref(), mailbox::ID_LEN)?,
         })
     }
 
@@ -93,7 +100,7 @@ impl Applier {
         if let Some(slot) = &mut self.dbus_machine_id {
             slot.write(format_args!("{}\n", identity.machine_id))?;
         }
-        self.generation.write(format_args!("{}\n", header.generation))
+        self.generation.write(format_args!("{:<GENERATION_WIDTH$}\n", header.generation))
     }
 }
 
@@ -102,12 +109,14 @@ impl Applier {
 struct Slot {
     path: PathBuf,
     file: File,
-    len: u64,
+    start: MappedStart,
+    len: usize,
     line: String,
 }
 
 impl Slot {
-    fn open(path: &Path) -> Result<Self, Error> {
+    /// Opens a file for lines that are usually `usual` characters and a newline long.
+    fn open(path: &Path, usual: usize) -> Result<Self, Error> {
         let failed = |source| Error::Open { path: path.to_owned(), source };
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent).map_err(failed)?;
@@ -118,6 +127,7 @@ impl Slot {
         }
         let no_follow = OFlags::NOFOLLOW.bits() as i32;
         let file = OpenOptions::new()
+            .read(true)
             .write(true)
             .create(true)
             .truncate(false)
@@ -125,24 +135,31 @@ impl Slot {
             .custom_flags(no_follow)
             .open(path)
             .map_err(failed)?;
-        let len = file.metadata().map_err(failed)?.len();
-        Ok(Self { path: path.to_owned(), file, len, line: String::with_capacity(80) })
+        let len = usual + 1;
+        if file.metadata().map_err(failed)?.len() != len as u64 {
+            // Whoever reads it before the freeze finds a line that is no identity.
+            let line = format!("{:-<usual$}\n", "template");
+            file.write_all_at(line.as_bytes(), 0).and_then(|()| file.set_len(len as u64)).map_err(failed)?;
+        }
+        let start = MappedStart::new(&file).map_err(failed)?;
+        Ok(Self { path: path.to_owned(), file, start, len, line: String::with_capacity(80) })
     }
 
     fn write(&mut self, content: std::fmt::Arguments<'_>) -> Result<(), Error> {
         self.line.clear();
         std::fmt::Write::write_fmt(&mut self.line, content).expect("writing to a String succeeds");
-        self.put().map_err(|source| Error::Write { path: self.path.clone(), source })
+        if self.line.len() == self.len {
+            self.start.overwrite(self.line.as_bytes());
+            return Ok(());
+        }
+        self.replace().map_err(|source| Error::Write { path: self.path.clone(), source })
     }
 
-    fn put(&mut self) -> io::Result<()> {
+    /// Writes a line of another length, by way of the kernel.
+    fn replace(&mut self) -> io::Result<()> {
         self.file.write_all_at(self.line.as_bytes(), 0)?;
-        let len = self.line.len() as u64;
-        if len < self.len {
-            self.file.set_len(len)?;
-        }
-        self.len = len;
-        Ok(())
+        self.len = self.line.len();
+        self.file.set_len(self.len as u64)
     }
 }
 

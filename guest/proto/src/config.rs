@@ -61,5 +61,6 @@ pub enum Ready {
 /// closed; a program that wants to be told of the next fork too connects again.
 pub const FORKPOINT_SOCKET: &str = "/run/forkling/forkpoint.sock";
 
-/// File in the guest that holds the current generation in decimal and is replaced at each fork.
+/// File in the guest that holds the current generation: decimal, padded with spaces to 20 characters, and a newline.
+/// It changes in place at each fork.
 pub const GENERATION_FILE: &str = "/run/forkling/generation";

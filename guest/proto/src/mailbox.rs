@@ -9,6 +9,10 @@ use serde::{Deserialize, Serialize};
 /// Size of the mailbox in bytes; four pages.
 pub const SIZE: usize = 4 * 4096;
 
+/// Length of a fork id in bytes. Guests prepare for host names of this length, which are the default; another length
+/// costs a fork one more system call.
+pub const ID_LEN: usize = 15;
+
 /// First eight bytes of a filled mailbox.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"FORKLING");
 
@@ -102,6 +106,13 @@ pub fn encode(header: &Header, identity: &Identity) -> Result<Vec<u8>, Error> {
     put(offset::ENTROPY, &header.entropy);
     out.extend_from_slice(&payload);
     Ok(out)
+}
+
+/// Length of what [`encode`] wrote into the start of `bytes`; at most the length of `bytes`.
+pub fn filled_len(bytes: &[u8]) -> usize {
+    let length = bytes.get(offset::PAYLOAD_LEN..offset::PAYLOAD_LEN + 4);
+    let length = length.map_or(0, |field| u32::from_le_bytes(field.try_into().expect("four bytes")));
+    bytes.len().min(offset::PAYLOAD.saturating_add(length as usize))
 }
 
 /// Decodes what [`encode`] wrote.

@@ -29,6 +29,10 @@ const BUILT_IN: &[&str] = &[
     "init_on_alloc=0",
     "transparent_hugepage=madvise",
     "swiotlb=noforce",
+    // Security modules and pressure accounting that no fork's host relies on lie on the path of every system call:
+    // each function they call is a page fault in a fresh fork. Landlock stays, for the guest's own programs.
+    "lsm=landlock,yama",
+    "psi=0",
     // An idle fork must stay idle: no sampling allocator and its timer.
     "kfence.sample_interval=0",
     // The seed handed over at boot counts; without it a host with no RDRAND makes early readers wait.

@@ -55,7 +55,7 @@ impl PreparedMachine {
     /// Sets the clocks back to the freeze. At activation, since a parked fork may have waited for minutes.
     pub fn restart_clocks(&self, machine: &Machine<Paused>, advance_monotonic: bool) -> Result<(), Error> {
         for (vcpu, prepared) in machine.state.vcpus.iter().zip(&self.vcpus) {
-            vcpu.restart_clock(prepared)?;
+            vcpu.restart_clock(prepared, advance_monotonic)?;
         }
         machine.core.vm.set_clock(&self.vm.clock, advance_monotonic)?;
         Ok(())

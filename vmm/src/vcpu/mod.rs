@@ -1,6 +1,7 @@
 //! One virtual CPU: its state, its CPUID, and one exit at a time.
 
 pub mod cpuid;
+mod lapic;
 mod paging;
 mod run;
 mod state;

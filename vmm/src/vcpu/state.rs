@@ -11,7 +11,7 @@ use kvm_bindings::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Error, Vcpu, cpuid::CpuidEntries};
+use super::{Error, Vcpu, cpuid::CpuidEntries, lapic};
 use crate::{
     snapshot::blob,
     sys::{cpu, kvm::XsaveArea},
@@ -28,6 +28,9 @@ const MTRRS: [u32; 28] = [
     0x200, 0x201, 0x202, 0x203, 0x204, 0x205, 0x206, 0x207, 0x208, 0x209, 0x20A, 0x20B, 0x20C, 0x20D, 0x20E,
     0x20F, 0x250, 0x258, 0x259, 0x268, 0x269, 0x26A, 0x26B, 0x26C, 0x26D, 0x26E, 0x26F, 0x2FF,
 ];
+/// How long a restored guest is left alone by its timer, in microseconds. What its kernel does in a tick costs as much
+/// as all else up to the acknowledgement, mostly in page faults; a timer may fire late, and this once it does.
+const QUIET_US: u64 = 10_000;
 /// MSRs that KVM may report and then reject, and whose loss no guest of ours can see: IA32_FEATURE_CONTROL (no VMX
 /// is offered). Every other rejection is an error.
 const MAY_BE_REJECTED: [u32; 1] = [0x3A];
@@ -88,6 +91,7 @@ impl VcpuState {
             // QEMU's I/O permission check wants an available TSS; with KVM's busy one every user-mode `out` faults.
             self.sregs.tr.type_ = TSS_AVAILABLE;
         }
+        self.postpone_timer();
         let cpuid = self.cpuid.to_kvm().map_err(|_| bad("cpuid"))?;
         let xsave = XsaveArea::from_bytes(xsave_size, &self.xsave).ok_or_else(|| bad("xsave"))?;
         // The deadline sticks only when the timer mode in the LAPIC and the counter are already there; it and the
@@ -103,6 +107,20 @@ impl VcpuState {
             clock: Msrs::from_entries(&clock).map_err(|_| bad("msrs"))?,
             state: self,
         })
+    }
+}
+
+impl VcpuState {
+    /// Moves the timer's next interrupt, or the one that is pending, behind the quiet time.
+    fn postpone_timer(&mut self) {
+        let Some(vector) = lapic::deadline_timer_vector(&self.lapic) else { return };
+        let Some(tsc) = self.msrs.iter().find(|msr| msr.index == MSR_TSC).map(|msr| msr.data) else { return };
+        let Some(deadline) = self.msrs.iter_mut().find(|msr| msr.index == MSR_TSC_DEADLINE) else { return };
+        let pending = lapic::take_pending(&mut self.lapic, vector);
+        if pending || deadline.data != 0 {
+            let quiet = QUIET_US * u64::from(self.tsc_khz) / 1000;
+            deadline.data = deadline.data.max(tsc.saturating_add(quiet));
+        }
     }
 }
 
@@ -153,8 +171,14 @@ impl Vcpu {
 
     /// Sets the time-stamp counter back to the freeze and re-arms the deadline timer against it. For several vCPUs,
     /// called back to back: KVM then keeps their counters together.
-    pub fn restart_clock(&self, prepared: &PreparedVcpu) -> Result<(), Error> {
+    ///
+    /// `advanced` is whether the guest's time jumps: only then must its watchdogs be told that it was stopped
+    /// (KVM_KVMCLOCK_CTRL, Firecracker issue 5494). A guest that is, is busy with it for 0.1 ms.
+    pub fn restart_clock(&self, prepared: &PreparedVcpu, advanced: bool) -> Result<(), Error> {
         self.set_msrs(&prepared.clock)?;
+        if !advanced {
+            return Ok(());
+        }
         match self.fd.kvmclock_ctrl() {
             // EINVAL: the guest does not use the paravirtual clock.
             Err(error) if error.errno() != libc::EINVAL => Err(self.kvm("KVM_KVMCLOCK_CTRL")(error)),

@@ -52,6 +52,12 @@ impl Mailbox {
         self.bytes_mut().fill(0);
     }
 
+    /// Zeroes what the host filled, without touching the pages behind it.
+    pub fn clear_filled(&mut self) {
+        let filled = mailbox::filled_len(self.bytes());
+        self.bytes_mut()[..filled].fill(0);
+    }
+
     fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `bytes`; the exclusive borrow of `self` makes this the only reference.
         unsafe { slice::from_raw_parts_mut(self.start.as_ptr(), SIZE) }

@@ -3,6 +3,7 @@
 pub mod command;
 pub mod hypercall;
 pub mod mailbox;
+pub mod mapped;
 pub mod process;
 pub mod random;
 pub mod socket;

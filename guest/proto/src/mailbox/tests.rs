@@ -23,6 +23,8 @@ fn decodes_what_it_encodes() {
     let (header, identity) = sample();
     let bytes = encode(&header, &identity).unwrap();
     assert_eq!(decode(&bytes).unwrap(), (header, identity));
+    assert_eq!(filled_len(&bytes), bytes.len());
+    assert_eq!(filled_len(&[0xFF; 256]), 256);
 }
 
 #[test]
