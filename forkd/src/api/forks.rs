@@ -280,7 +280,8 @@ pub async fn inspect(State(shared): State<Shared>, Name(id): Name) -> Result<Jso
     responses((status = 204), (status = "default", body = ErrorAnswer))
 )]
 pub async fn kill(State(shared): State<Shared>, Name(id): Name) -> Result<StatusCode, Error> {
-    end(&shared.engine.registry.fork(&id)?);
+    let fork = shared.engine.registry.fork(&id)?;
+    end(&fork);
     Ok(StatusCode::NO_CONTENT)
 }
 
