@@ -21,7 +21,7 @@ use crate::{
         types::{self, ExecEvent, ExecInput, Output, input_bytes},
     },
     fork::Fork,
-    limits::MAX_EXEC_LINE,
+    limits::{MAX_EXEC_LINE, START_TIMEOUT},
 };
 
 /// Events that may wait for the client.
@@ -108,7 +108,7 @@ async fn begin(fork: &Arc<Fork>, command: &Command) -> Result<(Call, Event), Err
     let connection = fork.connect_agent().await?;
     let started = async {
         let mut call = connection.call(Kind::Exec, &command.payload)?;
-        let first = call.next().await?;
+        let first = timeout(START_TIMEOUT, call.next()).await.map_err(|_| agent::Error::Silent)??;
         Ok((call, first))
     };
     match started.await {
