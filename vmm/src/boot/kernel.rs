@@ -4,8 +4,11 @@
 //! that neither the kernel's own decompressor runs in the guest nor its KASLR: a template is booted once and all its
 //! forks share its addresses anyway.
 
-use std::fs::File;
-use std::io::{Cursor, Read};
+use std::{
+    fs::File,
+    io::{Cursor, Read},
+    ops::Range,
+};
 
 use linux_loader::loader::{Elf, KernelLoader};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
@@ -68,6 +71,8 @@ pub enum Error {
 pub struct Loaded {
     /// Guest-physical address of the 64-bit entry point.
     pub entry: u64,
+    /// Guest-physical address of its first byte, at least 1 MiB.
+    pub start: u64,
     /// Guest-physical address after its last byte, uninitialised data included.
     pub end: u64,
 }
@@ -130,14 +135,14 @@ fn le_u64(bytes: &[u8], at: usize) -> Option<u64> {
 
 /// Checks the image's segments against the guest's memory before anything is written, then loads it.
 fn load_elf(image: &[u8], ram: &GuestRam) -> Result<Loaded, Error> {
-    let end = segments_end(image, ram)?;
+    let segments = segments(image, ram)?;
     let loaded = Elf::load(ram, None, &mut Cursor::new(image), Some(GuestAddress(MIN_ADDRESS)))
         .map_err(Error::Load)?;
-    Ok(Loaded { entry: loaded.kernel_load.0, end: loaded.kernel_end.max(end) })
+    Ok(Loaded { entry: loaded.kernel_load.0, start: segments.start, end: segments.end })
 }
 
-/// Where the last loaded segment ends (ELF-64 object file format, "ELF Header" and "Program Header").
-fn segments_end(image: &[u8], ram: &GuestRam) -> Result<u64, Error> {
+/// From where to where segments are loaded (ELF-64 object file format, "ELF Header" and "Program Header").
+fn segments(image: &[u8], ram: &GuestRam) -> Result<Range<u64>, Error> {
     const CLASS_64: u8 = 2;
     const LITTLE_ENDIAN: u8 = 1;
     const MACHINE_X86_64: [u8; 2] = [62, 0];
@@ -151,7 +156,7 @@ fn segments_end(image: &[u8], ram: &GuestRam) -> Result<u64, Error> {
     let count = image.get(56..58).map(|n| u16::from_le_bytes([n[0], n[1]])).ok_or_else(short)?;
     let low_ram = ram.find_region(GuestAddress(0)).ok_or(Error::BadElf("the guest has no memory at 0"))?;
     let have = vm_memory::GuestMemoryRegion::len(low_ram);
-    let mut end = 0;
+    let (mut start, mut end) = (u64::MAX, 0);
     for n in 0..usize::from(count) {
         let at = n.checked_mul(PHDR_LEN).and_then(|o| o.checked_add(table)).ok_or_else(short)?;
         let header = image.get(at..).and_then(|h| h.get(..PHDR_LEN)).ok_or_else(short)?;
@@ -163,13 +168,14 @@ fn segments_end(image: &[u8], ram: &GuestRam) -> Result<u64, Error> {
         if address < MIN_ADDRESS {
             return Err(Error::BadElf("a segment lies below 1 MiB"));
         }
-        end = end
-            .max(address.checked_add(in_memory.max(in_file)).ok_or(Error::BadElf("a segment wraps around"))?);
+        let after = address.checked_add(in_memory.max(in_file));
+        start = start.min(address);
+        end = end.max(after.ok_or(Error::BadElf("a segment wraps around"))?);
     }
     match end {
         0 => Err(Error::BadElf("it has no segment to load")),
         _ if end > have => Err(Error::DoesNotFit { need_mib: end.div_ceil(1 << 20), have_mib: have >> 20 }),
-        _ => Ok(end),
+        _ => Ok(start..end),
     }
 }
 

@@ -11,7 +11,7 @@ pub mod null;
 mod params;
 mod unpack;
 
-use std::{fs::File, io};
+use std::{fs::File, io, ops::Range};
 
 use kvm_bindings::kvm_regs;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
@@ -64,7 +64,7 @@ pub enum Error {
     InitramfsTooBig {
         /// Its length in bytes.
         need: u64,
-        /// Free bytes after the kernel and below 3 GiB.
+        /// Length of the longest free piece below 3 GiB in bytes.
         have: u64,
     },
     /// The kernel gave no random bytes for the guest's seed.
@@ -107,7 +107,7 @@ pub fn load(
     assert!((1..=layout::MAX_VCPUS).contains(&vcpus), "the number of vCPUs was checked");
     let cmdline = cmdline::build(cmdline)?;
     let loaded = kernel::load(kernel, ram)?;
-    let initramfs = load_initramfs(initramfs, loaded.end, ram, memory_bytes)?;
+    let initramfs = load_initramfs(initramfs, loaded, ram, memory_bytes)?;
     let mut seed = [0; params::SEED_LEN];
     rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())
         .map_err(|e| Error::Random(e.into()))?;
@@ -117,20 +117,23 @@ pub fn load(
     Ok(Entry { rip: loaded.entry, rsi: map::ZERO_PAGE })
 }
 
-/// Copies the initramfs to the end of the RAM below the hole.
+/// Copies the initramfs to the end of the RAM below the hole, or, in a small guest, between the first MiB and the
+/// kernel.
 fn load_initramfs(
     file: &File,
-    kernel_end: u64,
+    kernel: kernel::Loaded,
     ram: &GuestRam,
     memory_bytes: u64,
 ) -> Result<Initramfs, Error> {
     let need = file.metadata().map_err(Error::Initramfs)?.len();
-    let low_end = memory_bytes.min(layout::LOW_RAM_END);
-    let have = low_end.saturating_sub(kernel_end.next_multiple_of(layout::PAGE));
-    let address = low_end.checked_sub(need).map_or(0, |at| at & !(layout::PAGE - 1));
-    if need > have || address < kernel_end {
-        return Err(Error::InitramfsTooBig { need, have });
-    }
+    let after = kernel.end.next_multiple_of(layout::PAGE)..memory_bytes.min(layout::LOW_RAM_END);
+    let before = layout::MIB..kernel.start;
+    let room = |place: &Range<u64>| place.end.saturating_sub(place.start);
+    let Some(place) = [&after, &before].into_iter().find(|place| need <= room(place)) else {
+        return Err(Error::InitramfsTooBig { need, have: room(&after).max(room(&before)) });
+    };
+    // Both places begin at a page, so rounding down stays inside.
+    let address = (place.end - need) & !(layout::PAGE - 1);
     let mut file = file;
     ram.read_exact_volatile_from(GuestAddress(address), &mut file, need as usize)
         .map_err(Error::InitramfsCopy)?;

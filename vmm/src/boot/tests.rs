@@ -62,6 +62,15 @@ fn an_initramfs_that_reaches_the_kernel_is_refused() {
 }
 
 #[test]
+fn in_a_small_guest_the_initramfs_lies_before_the_kernel() {
+    let bytes = 25 << 20;
+    let ram = ram(bytes);
+    let entry = load(&kernel(), &file(&[0x5A; 2 << 20]), "", 1, &[], &ram, bytes).unwrap();
+    let page: boot_params = ram.read_obj(GuestAddress(entry.rsi)).unwrap();
+    assert_eq!({ page.hdr.ramdisk_image }, 14 << 20);
+}
+
+#[test]
 fn two_boots_get_different_seeds() {
     let bytes = 64 << 20;
     let seed = || {

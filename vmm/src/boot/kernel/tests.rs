@@ -53,7 +53,7 @@ fn vmlinux_and_bzimage_load_alike() {
     for bytes in [image.clone(), packed] {
         let ram = ram(32 << 20);
         let loaded = load(&file(&bytes), &ram).unwrap();
-        assert_eq!(loaded, Loaded { entry: LOAD + 2, end: LOAD + 0x5000 });
+        assert_eq!(loaded, Loaded { entry: LOAD + 2, start: LOAD, end: LOAD + 0x5000 });
         let mut code = [0; 11];
         ram.read_slice(&mut code, GuestAddress(LOAD)).unwrap();
         assert_eq!(&code, b"kernel code");
