@@ -34,6 +34,9 @@ pub enum Error {
     /// The connection ended before the call did.
     #[error("the connection to the guest's agent ended")]
     Lost,
+    /// The agent said nothing for too long.
+    #[error("the guest's agent did not answer in time")]
+    Silent,
     /// The agent refused the call.
     #[error("the guest's agent refused the call")]
     Refused(CallError),

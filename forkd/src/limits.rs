@@ -86,6 +86,10 @@ pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
 /// Time the agent has beyond a command's own timeout before it counts as unresponsive.
 pub const AGENT_GRACE: Duration = Duration::from_secs(10);
 
+/// How long an agent may take to start a command. A healthy one takes milliseconds, in an emulated host seconds; a
+/// guest that hangs takes for ever.
+pub const START_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// How long a snapshot of a running fork may take.
 pub const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(300);
 

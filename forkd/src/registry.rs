@@ -25,7 +25,7 @@ struct Inner {
     templates: HashMap<String, Slot>,
     /// Living and dead, by id.
     forks: HashMap<String, Arc<Fork>>,
-    /// Names of the living.
+    /// Latest fork of each name; a dead one's name is free.
     names: HashMap<String, String>,
     /// Ids of the dead, oldest first.
     dead: VecDeque<(Instant, String)>,
@@ -130,7 +130,8 @@ impl Registry {
             }
         }
         if let Some(name) = &fork.name {
-            if inner.names.contains_key(name) || inner.forks.contains_key(name) {
+            let holder = inner.names.get(name).and_then(|id| inner.forks.get(id));
+            if holder.is_some_and(|fork| fork.is_alive()) || inner.forks.contains_key(name) {
                 return Err(Error::new(Code::ForkExists, format!("a fork named {name} is alive")));
             }
             inner.names.insert(name.clone(), fork.id.clone());
@@ -140,21 +141,15 @@ impl Registry {
         Ok(())
     }
 
-    /// Makes a dead fork's name free and its record one of the dead.
+    /// Makes a dead fork's record one of the dead.
     pub fn fork_died(&self, fork: &Arc<Fork>) {
         let mut inner = self.lock();
         inner.alive -= 1;
-        inner.free_name(fork);
         inner.dead.push_back((Instant::now(), fork.id.clone()));
         inner.forget_old();
     }
 
-    /// Frees the name of a fork that was killed but is not reaped yet.
-    pub fn free_name(&self, fork: &Arc<Fork>) {
-        self.lock().free_name(fork);
-    }
-
-    /// Looks up a fork by id or name, dead ones by id only.
+    /// Looks up a fork by id or name; of a name, the latest.
     pub fn fork(&self, id: &str) -> Result<Arc<Fork>, Error> {
         let mut inner = self.lock();
         inner.forget_old();
@@ -203,21 +198,18 @@ impl Inner {
         self.forks.values().filter(|fork| fork.is_alive())
     }
 
-    fn free_name(&mut self, fork: &Fork) {
-        if let Some(name) = &fork.name
-            && self.names.get(name) == Some(&fork.id)
-        {
-            self.names.remove(name);
-        }
-    }
-
     fn forget_old(&mut self) {
         while let Some((since, _)) = self.dead.front() {
             if self.dead.len() <= MAX_DEAD && since.elapsed() < DEAD_TTL {
                 break;
             }
             let (_, id) = self.dead.pop_front().expect("just looked at it");
-            self.forks.remove(&id);
+            let name = self.forks.remove(&id).and_then(|fork| fork.name.clone());
+            if let Some(name) = name
+                && self.names.get(&name) == Some(&id)
+            {
+                self.names.remove(&name);
+            }
         }
     }
 }

@@ -10,7 +10,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use forkling_proto::rpc::{self, CallError, Exit, Kind, MAX_PAYLOAD};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{
     Shared,
@@ -23,7 +23,7 @@ use super::{
 use crate::{
     agent::{self, Connection, Event, Input},
     fork::Fork,
-    limits::{AGENT_GRACE, MAX_OUTPUT, MAX_SHARED_STDIN},
+    limits::{AGENT_GRACE, MAX_OUTPUT, MAX_SHARED_STDIN, START_TIMEOUT},
     template::validate_environment,
 };
 
@@ -149,14 +149,19 @@ async fn gather(
     let (mut stdout, mut stderr) = (Kept::default(), Kept::default());
     let mut timings = ExecTimings::default();
     let mut feed = std::pin::pin!(feed(call.input(), &command.stdin));
-    let mut fed = false;
+    let (mut fed, mut started) = (false, false);
+    let late = Instant::now() + START_TIMEOUT;
     let exit = loop {
         tokio::select! {
             biased;
+            () = sleep_until(late), if !started => return Err(agent::Error::Silent),
             // Its error shows as the end of the call too.
             _ = &mut feed, if !fed => fed = true,
             event = call.next() => match event? {
-                Event::Started(_) => timings.started = micros(received.elapsed()),
+                Event::Started(_) => {
+                    started = true;
+                    timings.started = micros(received.elapsed());
+                }
                 Event::Stdout(bytes) => stdout.push(&bytes),
                 Event::Stderr(bytes) => stderr.push(&bytes),
                 Event::Exit(exit) => break exit,
@@ -232,7 +237,10 @@ async fn call_error(fork: &Arc<Fork>, error: agent::Error) -> Error {
         agent::Error::Refused(CallError::BadRequest(text)) => {
             refused(Code::Internal, format!("the agent of fork {} did not understand", fork.id)).because(text)
         }
-        error @ (agent::Error::Lost | agent::Error::Malformed(_) | agent::Error::Io(_)) => {
+        error @ (agent::Error::Lost
+        | agent::Error::Silent
+        | agent::Error::Malformed(_)
+        | agent::Error::Io(_)) => {
             let message = format!("the agent of fork {} did not finish the call", fork.id);
             fork.explain(Error::new(Code::AgentUnreachable, message).because(chain(&error))).await
         }

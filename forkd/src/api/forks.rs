@@ -260,7 +260,7 @@ pub async fn kill_many(
     let registry = &shared.engine.registry;
     let forks = registry.forks(filter.template.as_deref(), false);
     for fork in &forks {
-        end(&shared, fork);
+        end(fork);
     }
     Ok(Json(Killed { killed: forks.iter().map(|fork| fork.id.clone()).collect() }))
 }
@@ -280,13 +280,13 @@ pub async fn inspect(State(shared): State<Shared>, Name(id): Name) -> Result<Jso
     responses((status = 204), (status = "default", body = ErrorAnswer))
 )]
 pub async fn kill(State(shared): State<Shared>, Name(id): Name) -> Result<StatusCode, Error> {
-    end(&shared, &shared.engine.registry.fork(&id)?);
+    let fork = shared.engine.registry.fork(&id)?;
+    end(&fork);
     Ok(StatusCode::NO_CONTENT)
 }
 
-fn end(shared: &Shared, fork: &Arc<Fork>) {
+fn end(fork: &Fork) {
     fork.kill("killed", "it was killed by request");
-    shared.engine.registry.free_name(fork);
 }
 
 /// Makes a template of a running fork, which goes on.

@@ -1,6 +1,6 @@
 //! Streamed exec. Each has an agent connection of its own, so that a slow reader stops its own command and no other.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     body::{Body, Bytes},
@@ -9,7 +9,7 @@ use axum::{
 use forkling_proto::rpc::Kind;
 use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
 
 use super::{Command, call_error, end_of, with_agent};
 use crate::{
@@ -21,11 +21,14 @@ use crate::{
         types::{self, ExecEvent, ExecInput, Output, input_bytes},
     },
     fork::Fork,
-    limits::MAX_EXEC_LINE,
+    limits::{MAX_EXEC_LINE, START_TIMEOUT},
 };
 
 /// Events that may wait for the client.
 const EVENTS: usize = 16;
+
+/// How long the answer stays open after its last line for the end of the request.
+const LINGER: Duration = Duration::from_secs(5);
 
 /// Streams output; the input is in the request.
 pub async fn output(fork: Arc<Fork>, command: Command) -> Result<Response, Error> {
@@ -51,12 +54,12 @@ pub async fn both_ways(shared: &Shared, id: &str, body: Body) -> Result<Response
     let (call, first) = begin(&fork, &command).await?;
     let input = call.input();
     let feed = async move {
-        input.stdin(&command.stdin).await?;
-        while let Some(line) = lines.next::<ExecInput>().await? {
-            pass(&input, line).await?;
+        let forwarded = forward(&input, &command.stdin, &mut lines).await;
+        if matches!(forwarded, Err(FeedError::Agent)) {
+            // The command takes no more; the client may still be sending.
+            while lines.data().await?.is_some() {}
         }
-        input.close()?;
-        Ok(())
+        forwarded
     };
     Ok(answer(fork, call, first, feed))
 }
@@ -81,6 +84,14 @@ impl From<agent::Error> for FeedError {
     }
 }
 
+async fn forward(input: &Input, first: &[u8], lines: &mut Lines) -> Result<(), FeedError> {
+    input.stdin(first).await?;
+    while let Some(line) = lines.next::<ExecInput>().await? {
+        pass(input, line).await?;
+    }
+    Ok(input.close()?)
+}
+
 async fn pass(input: &Input, line: ExecInput) -> Result<(), FeedError> {
     if let Some(signal) = line.signal {
         input.signal(signal)?;
@@ -97,7 +108,7 @@ async fn begin(fork: &Arc<Fork>, command: &Command) -> Result<(Call, Event), Err
     let connection = fork.connect_agent().await?;
     let started = async {
         let mut call = connection.call(Kind::Exec, &command.payload)?;
-        let first = call.next().await?;
+        let first = timeout(START_TIMEOUT, call.next()).await.map_err(|_| agent::Error::Silent)??;
         Ok((call, first))
     };
     match started.await {
@@ -142,7 +153,14 @@ where
             Err(error) => ExecEvent::Error { error: call_error(fork, error).await.body() },
         };
         let last = matches!(shown, ExecEvent::Exit(_) | ExecEvent::Error { .. });
-        if sender.send(shown).await.is_err() || last {
+        if sender.send(shown).await.is_err() {
+            return;
+        }
+        if last {
+            // A connection that is closed while its client still sends loses what the client has not read yet.
+            if !fed {
+                let _ = timeout(LINGER, feed).await;
+            }
             return;
         }
         event = loop {
