@@ -1,8 +1,6 @@
 //! What makes a fork itself: ids, generations that never repeat on this host, entropy, and the mailbox that carries
 //! them into the guest.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use forkling_proto::mailbox;
 use rustix::rand::{GetRandomFlags, getrandom};
 
@@ -61,14 +59,13 @@ impl Identity {
         Self { generation, nonce: u64::from_le_bytes(random()), ..self.clone() }
     }
 
-    /// The mailbox, with fresh entropy and the clock of now.
+    /// The mailbox, with fresh entropy; the clock is that of the activation.
     pub fn mailbox(&self) -> Result<Vec<u8>, mailbox::Error> {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let header = mailbox::Header {
             generation: self.generation,
             nonce: self.nonce,
             param: self.param,
-            wall_clock_ns: u64::try_from(since.as_nanos()).unwrap_or(u64::MAX),
+            wall_clock_ns: 0,
             entropy: random(),
         };
         let identity = mailbox::Identity {

@@ -47,7 +47,8 @@ pub struct Header {
     pub nonce: u64,
     /// Free for the guest: the null guest writes this many pages.
     pub param: u64,
-    /// Wall clock in nanoseconds since 1970 at the moment of activation.
+    /// Wall clock in nanoseconds since 1970 for the fork to begin with; 0 for that of its activation, which the process
+    /// of the fork then fills in.
     pub wall_clock_ns: u64,
     /// Fresh random bytes; the agent reseeds the kernel from them.
     pub entropy: [u8; 64],

@@ -1,11 +1,15 @@
 //! Where a guest stands when it may be forked, and what the host reads and writes there.
 
-use forkling_proto::{hypercall, mailbox};
+use forkling_proto::{
+    hypercall,
+    mailbox::{self, offset},
+};
 use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
 
 use super::Error;
 use crate::{
+    clock,
     memory::{GuestRam, layout::PAGE},
     snapshot,
     vcpu::Vcpu,
@@ -52,7 +56,8 @@ impl Forkpoint {
         snapshot::Forkpoint { mailbox_pages: self.mailbox.clone(), mailbox_bytes: mailbox::SIZE as u64 }
     }
 
-    /// Writes an encoded mailbox ([`mailbox::encode`]) into the guest's memory.
+    /// Writes an encoded mailbox ([`mailbox::encode`]) into the guest's memory. A wall clock of zero becomes that of
+    /// this moment, which whoever encoded the mailbox could not know.
     ///
     /// # Errors
     /// [`Error::MailboxTooLarge`]; the forkpoint itself was checked.
@@ -62,6 +67,12 @@ impl Forkpoint {
         }
         for (piece, &gpa) in bytes.chunks(PAGE as usize).zip(&self.mailbox) {
             ram.write_slice(piece, GuestAddress(gpa)).map_err(Error::Memory)?;
+        }
+        let field = offset::WALL_CLOCK..offset::WALL_CLOCK + size_of::<u64>();
+        if bytes.get(field.clone()).is_some_and(|clock| clock.iter().all(|&byte| byte == 0)) {
+            let now = clock::wall_ns();
+            let at = GuestAddress(self.mailbox[0] + field.start as u64);
+            ram.write_slice(&now.to_le_bytes(), at).map_err(Error::Memory)?;
         }
         Ok(())
     }

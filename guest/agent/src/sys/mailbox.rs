@@ -4,7 +4,7 @@ use std::io;
 use std::ptr::{self, NonNull};
 use std::slice;
 
-use forkling_proto::mailbox::SIZE;
+use forkling_proto::mailbox::{self, SIZE};
 use rustix::mm::{MapFlags, ProtFlags};
 
 /// A page-aligned, resident buffer of [`SIZE`] bytes that never moves and lives as long as the agent.
