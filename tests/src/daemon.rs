@@ -11,6 +11,7 @@ use std::{
 };
 
 use forkling_fixtures::null_guest;
+use forkling_vmm::snapshot::{CHUNK, Snapshot};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
@@ -25,12 +26,22 @@ const END: Duration = Duration::from_secs(20);
 /// Longest life of a process whose daemon has ended: a promise.
 pub const ORPHANS: Duration = Duration::from_secs(2);
 
+/// Where a daemon keeps everything.
+#[derive(Clone, Debug)]
+enum Directory {
+    /// Removed with its last owner.
+    Own(Arc<TempDir>),
+    /// Whoever made it removes it.
+    Shared(PathBuf),
+}
+
 /// How to start a daemon.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    directory: Arc<TempDir>,
+    directory: Directory,
     /// Extra arguments.
     pub args: Vec<String>,
+    programs: Option<PathBuf>,
     /// User and group, when not those of the test.
     pub user: Option<(u32, u32)>,
 }
@@ -39,12 +50,49 @@ impl Default for Settings {
     fn default() -> Self {
         // In /tmp whatever TMPDIR says: socket paths are short.
         let directory = tempfile::Builder::new().prefix("forkling-test-").tempdir_in("/tmp").expect("/tmp can be written");
-        fs::write(directory.path().join("null.bin"), null_guest::PROGRAM).expect("the null guest can be written");
-        Self { directory: Arc::new(directory), args: Vec::new(), user: None }
+        Self::in_directory(Directory::Own(Arc::new(directory)))
     }
 }
 
 impl Settings {
+    /// In a directory that outlives the test, for daemons one after the other.
+    pub fn shared(directory: &Path) -> Self {
+        Self::in_directory(Directory::Shared(directory.to_owned()))
+    }
+
+    fn in_directory(directory: Directory) -> Self {
+        let settings = Self { directory, args: Vec::new(), programs: None, user: None };
+        fs::write(settings.null_guest(), null_guest::PROGRAM).expect("the null guest can be written");
+        settings
+    }
+
+    /// As another user, with programs that it can reach. Call [`Self::give_away`] before the start.
+    #[must_use]
+    pub fn as_user(mut self, user: u32, group: u32) -> Self {
+        let programs = self.path().join("bin");
+        fs::create_dir(&programs).expect("the directory is empty");
+        for name in ["forkd", "forkling-vmm", "forkling-agent"] {
+            fs::copy(program(name), programs.join(name)).expect("programs can be copied");
+        }
+        self.programs = Some(programs);
+        self.user = Some((user, group));
+        self
+    }
+
+    /// Gives the directory and all in it to the daemon's user.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn give_away(&self) {
+        let (user, group) = self.user.expect("another user was named");
+        let status = Command::new("chown").arg("-R").arg(format!("{user}:{group}")).arg(self.path()).status();
+        assert!(status.expect("chown is there").success());
+    }
+
+    fn program(&self, name: &str) -> PathBuf {
+        self.programs.as_ref().map_or_else(|| program(name), |programs| programs.join(name))
+    }
+
     /// With more arguments.
     #[must_use]
     pub fn arg(mut self, arg: impl Into<String>) -> Self {
@@ -54,7 +102,10 @@ impl Settings {
 
     /// Where everything of the daemon lies.
     pub fn path(&self) -> &Path {
-        self.directory.path()
+        match &self.directory {
+            Directory::Own(directory) => directory.path(),
+            Directory::Shared(directory) => directory,
+        }
     }
 
     /// The null guest's program.
@@ -122,10 +173,10 @@ impl Settings {
 
     fn spawn(&self) -> Child {
         let log = File::options().create(true).append(true).open(self.log()).expect("the log can be written");
-        let mut command = Command::new(program("forkd"));
+        let mut command = Command::new(self.program("forkd"));
         command.args(["--state-dir".as_ref(), self.state().as_os_str()]);
         command.args(["--runtime-dir".as_ref(), self.path().join("run").as_os_str()]);
-        command.args(["--vmm".as_ref(), program("forkling-vmm").as_os_str()]);
+        command.args(["--vmm".as_ref(), self.program("forkling-vmm").as_os_str()]);
         if !self.args.iter().any(|arg| arg == "--socket") {
             command.args(["--socket".as_ref(), self.socket().as_os_str()]);
         }
@@ -193,6 +244,27 @@ impl Daemon {
     /// When it has none.
     pub fn zygote(&self, template: &str) -> i32 {
         self.client.template(template).expect("the template is there").zygote_pid.expect("the template is loaded")
+    }
+
+    /// Process id of a template's zygote; loads the template if it is not.
+    ///
+    /// # Panics
+    /// When it cannot be loaded.
+    pub fn load(&self, template: &str) -> i32 {
+        self.client.reload(template).expect("the template can be loaded").zygote_pid.expect("it is loaded")
+    }
+
+    /// Waits until all memory of a loaded template that is not zero lies in its image.
+    ///
+    /// # Panics
+    /// When it does not in a minute.
+    pub fn wait_complete(&self, template: &str) {
+        let snapshot = Snapshot::open(&self.settings.snapshot(template)).expect("a valid snapshot");
+        let all = snapshot.manifest().image.data_chunks * CHUNK as u64;
+        eventually(Duration::from_secs(60), "the image is complete", || {
+            let there = self.client.template(template).expect("the template is there").resident_bytes;
+            if there >= Some(all) { Ok(()) } else { Err(format!("{there:?} of {all} bytes are")) }
+        });
     }
 
     /// Waits until the daemon has exactly `count` children, zombies included.
