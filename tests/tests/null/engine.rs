@@ -1,4 +1,4 @@
-//! The engine alone: a null guest is built, forked, and every fork answers.
+//! The engine without its daemon: a null guest is built, forked, and every fork answers.
 
 use forkling_fixtures::engine::{Zygote, build_null};
 use forkling_proto::mailbox::Header;
@@ -14,7 +14,6 @@ fn forks_of_a_null_guest_answer() {
         let header =
             Header { generation: 100 + nonce, nonce: *nonce, param: 10, wall_clock_ns: 1, entropy: [0; 64] };
         let stamps = fork.activate(&header).unwrap();
-        println!("{stamps:?}");
         assert!(stamps.acknowledged > stamps.entered && stamps.entered > stamps.activated);
     }
 }

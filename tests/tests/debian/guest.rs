@@ -1,0 +1,112 @@
+//! The Debian templates and the service in them that lived through the freeze.
+
+use std::{path::PathBuf, sync::OnceLock, time::Instant};
+
+use forkling_tests::{
+    api::Client,
+    daemon::{Daemon, Settings},
+    spec,
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+/// Name of the template with one vCPU.
+pub const ONE: &str = "debian";
+
+/// Name of the template with two.
+pub const TWO: &str = "debian-smp";
+
+/// How long the timer of the witness is set, in seconds of guest time: longer than the rest of the build takes after
+/// it is armed, short enough to wait for.
+pub const TIMER_SECONDS: f64 = 8.0;
+
+/// Asks the witness.
+const ASK: &str = "exec 3<>/dev/tcp/127.0.0.1/7000; cat <&3";
+
+/// What the witness says.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Witness {
+    pub pid: u32,
+    pub boot_id: String,
+    pub secret: String,
+    pub getrandom: String,
+    pub kernel_uuid: String,
+    pub uuid4: String,
+    pub token: String,
+    pub hostname: String,
+    pub generation: String,
+    pub monotonic: Vec<f64>,
+    pub armed: f64,
+    pub timer: Timer,
+}
+
+/// When the witness's timer fired, and in which generation.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct Timer {
+    pub at: Option<f64>,
+    pub generation: Option<String>,
+}
+
+impl Witness {
+    /// What it says to a fork now.
+    pub fn ask(client: &Client, fork: &str) -> Self {
+        serde_json::from_str(&client.sh(fork, ASK)).expect("the witness speaks JSON")
+    }
+
+    /// What it said to the fork's hook, before the fork was handed out.
+    pub fn heard_by_hook(client: &Client, fork: &str) -> Self {
+        serde_json::from_str(&client.sh(fork, "cat /run/hook.json")).expect("the witness speaks JSON")
+    }
+}
+
+fn spec(name: &str, vcpus: u8) -> Value {
+    let script = include_str!("witness.py").replace("TIMER_SECONDS", &TIMER_SECONDS.to_string());
+    let mut spec = spec::debian(name);
+    let more = json!({
+        "vcpus": vcpus,
+        "services": [["python3", "-c", script]],
+        "ready": {"command": format!("{ASK} >/run/ready.json")},
+        "on_fork": [["bash", "-c", format!("{ASK} >/run/hook.json")]],
+        "env": {"FROM_TEMPLATE": "yes"},
+    });
+    let more = more.as_object().expect("an object").clone();
+    spec.as_object_mut().expect("an object").extend(more);
+    // The shell of string commands is /bin/sh, which has no /dev/tcp.
+    spec["ready"]["command"] = json!(["bash", "-c", format!("{ASK} >/run/ready.json")]);
+    spec
+}
+
+/// Directories that all daemons of this process share, one after the other.
+pub fn settings() -> Settings {
+    static SETTINGS: OnceLock<PathBuf> = OnceLock::new();
+    let directory = SETTINGS.get_or_init(|| {
+        let directory = std::env::var_os("FORKLING_TEST_STATE");
+        directory.expect("FORKLING_TEST_STATE names a directory for templates; tests/run sets it").into()
+    });
+    Settings::shared(directory)
+}
+
+/// A daemon that has template `name`, built if it is not there yet.
+pub fn daemon_with(name: &str) -> Daemon {
+    let daemon = settings().start();
+    ensure(&daemon, name);
+    daemon
+}
+
+/// A daemon with the template of one vCPU.
+pub fn daemon() -> Daemon {
+    daemon_with(ONE)
+}
+
+/// Builds template `name` if it is not there yet.
+pub fn ensure(daemon: &Daemon, name: &str) {
+    if daemon.template(name).is_ok() {
+        return;
+    }
+    let start = Instant::now();
+    let built = daemon.build(&spec(name, if name == TWO { 2 } else { 1 }));
+    if let Err(error) = &built.outcome {
+        panic!("template {name} cannot be built: {error:?}\n{}\n{}", built.console, daemon.log());
+    }
+    println!("built {name} in {:.1} s", start.elapsed().as_secs_f64());
+}
