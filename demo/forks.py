@@ -167,7 +167,6 @@ def template(client: Client, progress: Progress) -> dict:
 def build(path: Path, progress: Progress) -> None:
     command = [PROGRAMS / "forkling", "--socket", path, "--json", "template", "build", "-f", HERE / "python.toml"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as building:
-        console = ""
         for line in building.stdout:
             event = json.loads(line)
             match event.get("event"):
@@ -175,10 +174,8 @@ def build(path: Path, progress: Progress) -> None:
                     progress.stage(STAGES.get(event["stage"], event["stage"]))
                 case "save":
                     progress.advance(event["done"], event["total"])
-                case "console":
-                    console = (console + event["text"])[-4000:]
                 case "error" | None:
-                    raise DemoError(f"{explain(event['error'])}\nthe guest's console ends with:\n{console}")
+                    raise DemoError(explain(event["error"]))
 
 
 def available_kib() -> int:
@@ -208,7 +205,11 @@ def make_forks(client: Client, count: int, prefix: str) -> list[dict]:
 def run_program(path: Path, fork: dict, n: int) -> dict:
     request = {"argv": ["python3", "-", str(n)], "stdin": (HERE / "program.py").read_text(), "timeout_ms": 120_000}
     with contextlib.closing(Client(path)) as client:
-        answer = client.call("POST", f"/v1/forks/{fork['id']}/exec", request)
+        try:
+            answer = client.call("POST", f"/v1/forks/{fork['id']}/exec", request)
+        except DemoError as error:
+            console = client.call("GET", f"/v1/forks/{fork['id']}/console")["text"].splitlines()[-12:]
+            raise DemoError("\n".join([str(error), "the guest's console ends with:", *console])) from None
     if answer.get("exit_code") != 0:
         raise DemoError(f"the program in fork {fork['id']} did not succeed: {answer}")
     return {"n": n, "exec_us": answer["timings_us"]["total"], **json.loads(answer["stdout"])}
