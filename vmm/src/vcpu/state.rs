@@ -70,7 +70,8 @@ pub struct PreparedVcpu {
     cpuid: CpuId,
     xsave: XsaveArea,
     msrs: Msrs,
-    clock: Msrs,
+    /// Ticks of the time-stamp counter from the guest's first instruction to its next timer interrupt.
+    timer: Option<u64>,
 }
 
 impl VcpuState {
@@ -91,36 +92,30 @@ impl VcpuState {
             // QEMU's I/O permission check wants an available TSS; with KVM's busy one every user-mode `out` faults.
             self.sregs.tr.type_ = TSS_AVAILABLE;
         }
-        self.postpone_timer();
+        let timer = self.take_timer();
         let cpuid = self.cpuid.to_kvm().map_err(|_| bad("cpuid"))?;
         let xsave = XsaveArea::from_bytes(xsave_size, &self.xsave).ok_or_else(|| bad("xsave"))?;
-        // The deadline sticks only when the timer mode in the LAPIC and the counter are already there; it and the
-        // counter are set again at activation.
-        let (clock, msrs): (Vec<_>, Vec<_>) =
-            self.msrs.iter().partition(|msr| msr.index == MSR_TSC || msr.index == MSR_TSC_DEADLINE);
-        let mut clock: Vec<kvm_msr_entry> = clock;
-        clock.sort_by_key(|msr| msr.index);
+        // Set at activation: a parked fork's timer stands still.
+        let msrs: Vec<_> = self.msrs.iter().filter(|msr| msr.index != MSR_TSC_DEADLINE).copied().collect();
         Ok(PreparedVcpu {
             cpuid,
             xsave,
             msrs: Msrs::from_entries(&msrs).map_err(|_| bad("msrs"))?,
-            clock: Msrs::from_entries(&clock).map_err(|_| bad("msrs"))?,
+            timer,
             state: self,
         })
     }
 }
 
 impl VcpuState {
-    /// Moves the timer's next interrupt, or the one that is pending, behind the quiet time.
-    fn postpone_timer(&mut self) {
-        let Some(vector) = lapic::deadline_timer_vector(&self.lapic) else { return };
-        let Some(tsc) = self.msrs.iter().find(|msr| msr.index == MSR_TSC).map(|msr| msr.data) else { return };
-        let Some(deadline) = self.msrs.iter_mut().find(|msr| msr.index == MSR_TSC_DEADLINE) else { return };
+    /// Time to the timer's next interrupt, or to the one that is pending, in ticks; none if the timer is off.
+    fn take_timer(&mut self) -> Option<u64> {
+        let vector = lapic::deadline_timer_vector(&self.lapic)?;
+        let value = |index| self.msrs.iter().find(|msr| msr.index == index).map(|msr| msr.data);
+        let (tsc, deadline) = (value(MSR_TSC)?, value(MSR_TSC_DEADLINE)?);
         let pending = lapic::take_pending(&mut self.lapic, vector);
-        if pending || deadline.data != 0 {
-            let quiet = QUIET_US * u64::from(self.tsc_khz) / 1000;
-            deadline.data = deadline.data.max(tsc.saturating_add(quiet));
-        }
+        let quiet = QUIET_US * u64::from(self.tsc_khz) / 1000;
+        (pending || deadline != 0).then(|| deadline.saturating_sub(tsc).max(quiet))
     }
 }
 
@@ -163,19 +158,28 @@ impl Vcpu {
         fd.set_lapic(&state.lapic).map_err(vcpu.kvm("KVM_SET_LAPIC"))?;
         // After the LAPIC: before it, a few restores in a hundred lose their timer (Kata pull request 13798).
         vcpu.set_msrs(&prepared.msrs)?;
-        vcpu.set_msrs(&prepared.clock)?;
         // After regs, which clear pending exceptions.
         fd.set_vcpu_events(&state.events).map_err(vcpu.kvm("KVM_SET_VCPU_EVENTS"))?;
         Ok(vcpu)
     }
 
-    /// Sets the time-stamp counter back to the freeze and re-arms the deadline timer against it. For several vCPUs,
-    /// called back to back: KVM then keeps their counters together.
+    /// Arms the timer, counted from now.
+    ///
+    /// The time-stamp counter is not set again: it has run on since the restore, the same on all vCPUs, and the guest's
+    /// clock does not follow it ([`Vm::set_clock`]). Setting it would be no use either, since KVM takes a value within a
+    /// second of the last one for an attempt to synchronise vCPUs and keeps the old (`kvm_synchronize_tsc`).
     ///
     /// `advanced` is whether the guest's time jumps: only then must its watchdogs be told that it was stopped
     /// (KVM_KVMCLOCK_CTRL, Firecracker issue 5494). A guest that is, is busy with it for 0.1 ms.
     pub fn restart_clock(&self, prepared: &PreparedVcpu, advanced: bool) -> Result<(), Error> {
-        self.set_msrs(&prepared.clock)?;
+        if let Some(ticks) = prepared.timer {
+            let now = kvm_msr_entry { index: MSR_TSC, ..Default::default() };
+            let mut msrs = Msrs::from_entries(&[now]).expect("one entry");
+            self.fd.get_msrs(&mut msrs).map_err(self.kvm("KVM_GET_MSRS"))?;
+            let data = msrs.as_slice()[0].data.saturating_add(ticks);
+            let deadline = kvm_msr_entry { index: MSR_TSC_DEADLINE, data, ..Default::default() };
+            self.set_msrs(&Msrs::from_entries(&[deadline]).expect("one entry"))?;
+        }
         if !advanced {
             return Ok(());
         }
