@@ -4,12 +4,13 @@ use std::{
     fs,
     os::unix::net::UnixListener,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use forkling_daemon::api::types::{ErrorAnswer, ErrorBody, ForkResult, Kind};
 use forkling_tests::{
     daemon::{Daemon, Settings},
-    proc, spec,
+    eventually, proc, spec,
 };
 use serde_json::{Value, json};
 
@@ -22,9 +23,11 @@ fn typed(what: &str, error: &ErrorBody, code: &str) {
 fn nothing_left(daemon: &Daemon) {
     daemon.settle(1);
     assert!(daemon.list(false).is_empty());
-    let entries = fs::read_dir(daemon.settings.state().join("templates")).unwrap();
-    let names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    assert_eq!(names, ["null"]);
+    eventually(Duration::from_secs(5), "scratch directories are removed", || {
+        let entries = fs::read_dir(daemon.settings.state().join("templates")).unwrap();
+        let names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        if names == ["null"] { Ok(()) } else { Err(format!("{names:?}")) }
+    });
 }
 
 /// Names that are none, as text and as they stand in a path.
