@@ -157,7 +157,6 @@ impl Settings {
     /// # Panics
     /// When it goes on running.
     pub fn refused(&self) -> (ExitStatus, String) {
-        let _ = fs::remove_file(self.log());
         let mut child = self.spawn();
         let start = Instant::now();
         loop {
@@ -174,7 +173,7 @@ impl Settings {
     }
 
     fn spawn(&self) -> Child {
-        let log = File::options().create(true).append(true).open(self.log()).expect("the log can be written");
+        let log = File::create(self.log()).expect("the log can be written");
         let mut command = match self.descriptors {
             None => Command::new(self.program("forkd")),
             Some(limit) => {
@@ -191,7 +190,7 @@ impl Settings {
             command.args(["--socket".as_ref(), self.socket().as_os_str()]);
         }
         command.args(&self.args).stdin(Stdio::null()).stdout(log.try_clone().expect("a descriptor")).stderr(log);
-        command.env_remove("FORKLING_SOCKET").env_remove("FORKLING_KERNEL");
+        command.env("NO_COLOR", "1").env_remove("FORKLING_SOCKET").env_remove("FORKLING_KERNEL");
         if let Some((uid, gid)) = self.user {
             command.uid(uid).gid(gid).env("HOME", self.path());
         }
