@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use forkling_daemon::api::types::{
-    BuildEvent, ErrorAnswer, ErrorBody, ExecAnswer, ForkInfo, ForkResult, Forks, Health, TemplateInfo, Templates,
+    BuildEvent, ErrorAnswer, ErrorBody, ExecAnswer, ForkInfo, ForkResult, ForkState, Forks, Health, TemplateInfo, Templates,
     Version,
 };
 use serde::de::DeserializeOwned;
@@ -121,9 +121,15 @@ impl Client {
         let results = self.create(request).unwrap_or_else(|error| panic!("no forks: {error:?}"));
         let fork = |result| match result {
             ForkResult::Fork(fork) => *fork,
-            ForkResult::Error(error) => panic!("a fork was not made: {error:?}"),
+            ForkResult::Error(error) => panic!("a fork was not made: {error:?}; {}", self.last_words()),
         };
         results.into_iter().map(fork).collect()
+    }
+
+    /// The consoles of the dead, for a test that fails.
+    fn last_words(&self) -> String {
+        let dead = self.list(true).into_iter().filter(|fork| fork.state == ForkState::Died);
+        dead.map(|fork| format!("{}: {:?}\n{}\n", fork.id, fork.death, self.console(&fork.id))).collect()
     }
 
     /// One fork of `template`.

@@ -42,6 +42,8 @@ pub struct Settings {
     /// Extra arguments.
     pub args: Vec<String>,
     programs: Option<PathBuf>,
+    /// Limit of open descriptors, when not that of the test.
+    pub descriptors: Option<u64>,
     /// User and group, when not those of the test.
     pub user: Option<(u32, u32)>,
 }
@@ -61,7 +63,7 @@ impl Settings {
     }
 
     fn in_directory(directory: Directory) -> Self {
-        let settings = Self { directory, args: Vec::new(), programs: None, user: None };
+        let settings = Self { directory, args: Vec::new(), programs: None, descriptors: None, user: None };
         fs::write(settings.null_guest(), null_guest::PROGRAM).expect("the null guest can be written");
         settings
     }
@@ -155,7 +157,6 @@ impl Settings {
     /// # Panics
     /// When it goes on running.
     pub fn refused(&self) -> (ExitStatus, String) {
-        let _ = fs::remove_file(self.log());
         let mut child = self.spawn();
         let start = Instant::now();
         loop {
@@ -172,8 +173,16 @@ impl Settings {
     }
 
     fn spawn(&self) -> Child {
-        let log = File::options().create(true).append(true).open(self.log()).expect("the log can be written");
-        let mut command = Command::new(self.program("forkd"));
+        let log = File::create(self.log()).expect("the log can be written");
+        let mut command = match self.descriptors {
+            None => Command::new(self.program("forkd")),
+            Some(limit) => {
+                // prlimit(1) becomes the daemon.
+                let mut command = Command::new("prlimit");
+                command.arg(format!("--nofile={limit}:{limit}")).arg(self.program("forkd"));
+                command
+            }
+        };
         command.args(["--state-dir".as_ref(), self.state().as_os_str()]);
         command.args(["--runtime-dir".as_ref(), self.path().join("run").as_os_str()]);
         command.args(["--vmm".as_ref(), self.program("forkling-vmm").as_os_str()]);
@@ -181,7 +190,7 @@ impl Settings {
             command.args(["--socket".as_ref(), self.socket().as_os_str()]);
         }
         command.args(&self.args).stdin(Stdio::null()).stdout(log.try_clone().expect("a descriptor")).stderr(log);
-        command.env_remove("FORKLING_SOCKET").env_remove("FORKLING_KERNEL");
+        command.env("NO_COLOR", "1").env_remove("FORKLING_SOCKET").env_remove("FORKLING_KERNEL");
         if let Some((uid, gid)) = self.user {
             command.uid(uid).gid(gid).env("HOME", self.path());
         }

@@ -49,9 +49,14 @@ pub fn request(
         head += &format!("{name}: {value}\r\n");
     }
     head += "\r\n";
-    stream.write_all(&[head.as_bytes(), body.unwrap_or_default()].concat())?;
+    let sent = stream.write_all(&[head.as_bytes(), body.unwrap_or_default()].concat());
     let mut answer = Vec::new();
-    stream.read_to_end(&mut answer)?;
+    // A body that is refused for its length is not read to its end; the refusal is there all the same.
+    let received = stream.read_to_end(&mut answer);
+    if answer.is_empty() {
+        sent?;
+        received?;
+    }
     parse(&answer).ok_or_else(|| {
         io::Error::new(io::ErrorKind::InvalidData, format!("no HTTP: {:?}", String::from_utf8_lossy(&answer)))
     })

@@ -12,7 +12,7 @@ pub fn null(name: &str, binary: &std::path::Path) -> Value {
     json!({"name": name, "payload": "null", "kernel": binary, "memory_mib": NULL_MIB})
 }
 
-/// A Debian template, from `$FORKLING_GUEST_DIR`: `kernel/vmlinuz`, `kernel/modules/VERSION`, `root-debian.erofs`.
+/// A Debian template, from `$FORKLING_GUEST_DIR`: `kernel/{vmlinux,vmlinuz}`, `kernel/modules/VERSION`, `root-debian.erofs`.
 ///
 /// # Panics
 /// When the variable is not set.
@@ -20,7 +20,7 @@ pub fn debian(name: &str) -> Value {
     let guest = guest_dir();
     json!({
         "name": name,
-        "kernel": guest.join("kernel/vmlinuz"),
+        "kernel": guest.join("kernel/vmlinux"),
         "root": guest.join("root-debian.erofs"),
         "memory_mib": 256,
     })

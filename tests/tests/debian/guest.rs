@@ -62,17 +62,20 @@ impl Witness {
 fn spec(name: &str, vcpus: u8) -> Value {
     let script = include_str!("witness.py").replace("TIMER_SECONDS", &TIMER_SECONDS.to_string());
     let mut spec = spec::debian(name);
+    if vcpus > 1 {
+        // The form in which distributions ship kernels.
+        spec["kernel"] = json!(spec::guest_dir().join("kernel/vmlinuz"));
+    }
     let more = json!({
         "vcpus": vcpus,
         "services": [["python3", "-c", script]],
-        "ready": {"command": format!("{ASK} >/run/ready.json")},
+        // A list: the shell of string commands is /bin/sh, which has no /dev/tcp.
+        "ready": {"command": ["bash", "-c", format!("{ASK} >/run/ready.json")]},
         "on_fork": [["bash", "-c", format!("{ASK} >/run/hook.json")]],
         "env": {"FROM_TEMPLATE": "yes"},
     });
     let more = more.as_object().expect("an object").clone();
     spec.as_object_mut().expect("an object").extend(more);
-    // The shell of string commands is /bin/sh, which has no /dev/tcp.
-    spec["ready"]["command"] = json!(["bash", "-c", format!("{ASK} >/run/ready.json")]);
     spec
 }
 

@@ -1,4 +1,11 @@
 //! The promises that any KVM can show, with the null guest. One file per promise.
 
+mod bad_input;
+mod crash;
+mod damage;
 mod engine;
 mod fork;
+mod isolation;
+mod leaks;
+mod limits;
+mod pager;

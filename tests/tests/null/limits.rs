@@ -1,0 +1,57 @@
+//! At its limits the daemon refuses, says so, and goes on.
+
+use forkling_daemon::api::types::ForkResult;
+use forkling_tests::daemon::{Daemon, Settings};
+use rustix::process::{Pid, Resource, Rlimit};
+use serde_json::json;
+
+#[test]
+fn more_forks_than_the_descriptor_limit_allows_are_refused() {
+    let mut settings = Settings::default();
+    settings.descriptors = Some(256 + 5 * 6);
+    let daemon = settings.start();
+    daemon.build_null("null");
+    let most = daemon.health().max_forks;
+    assert!((1..=8).contains(&most), "{most}");
+    let results = daemon.create(&json!({"template": "null", "count": most + 3})).unwrap();
+    let made = results.iter().filter(|result| matches!(result, ForkResult::Fork(_))).count() as u64;
+    assert_eq!(made, most);
+    for result in &results {
+        if let ForkResult::Error(error) = result {
+            assert_eq!((error.code.as_str(), error.retryable), ("too_many_forks", true));
+        }
+    }
+    daemon.kill_all();
+    daemon.settle(1);
+    assert_eq!(daemon.forks("null", 1).len(), 1);
+}
+
+#[test]
+fn a_zygote_that_may_not_fork_says_so() {
+    let daemon = Daemon::with_null();
+    let zygote = Pid::from_raw(daemon.zygote("null")).unwrap();
+    // No descriptor is free in a fork, so it cannot make its VM.
+    let few = Rlimit { current: Some(3), maximum: Some(3) };
+    rustix::process::prlimit(Some(zygote), Resource::Nofile, few).unwrap();
+    let results = daemon.create(&json!({"template": "null", "count": 3})).unwrap();
+    for result in &results {
+        let ForkResult::Error(error) = result else { panic!("{result:?}") };
+        assert_eq!(error.code, "fork_failed", "{error:?}");
+        assert!(error.cause.is_some() && !error.remediation.is_empty(), "{error:?}");
+    }
+    assert!(daemon.list(false).is_empty());
+}
+
+#[test]
+fn a_fork_that_takes_too_long_is_given_up() {
+    let daemon = Daemon::with_null();
+    // More pages than can be written in a millisecond.
+    let results = daemon.create(&json!({"template": "null", "count": 4, "param": 14_000, "timeout_ms": 1})).unwrap();
+    for result in &results {
+        let ForkResult::Error(error) = result else { panic!("{result:?}") };
+        assert_eq!((error.code.as_str(), error.retryable), ("fork_timeout", true));
+    }
+    daemon.settle(1);
+    assert!(daemon.list(false).is_empty());
+    assert_eq!(daemon.forks("null", 4).len(), 4);
+}
