@@ -112,11 +112,11 @@ def explain(error: dict) -> str:
 
 
 @contextlib.contextmanager
-def daemon(folder: Path) -> Iterator[Path]:
+def daemon(folder: Path, state: Path = STATE) -> Iterator[Path]:
     """A forkd that ends with the block, and with this process should it be killed."""
     path = folder / "forkd.sock"
     log = folder / "forkd.log"
-    command = [PROGRAMS / "forkd", "--socket", path, "--state-dir", STATE]
+    command = [PROGRAMS / "forkd", "--socket", path, "--state-dir", state]
     with open(log, "wb") as stderr:
         process = subprocess.Popen(["setpriv", "--pdeathsig", "TERM", *command], stdin=subprocess.DEVNULL, stderr=stderr)
     try:
@@ -305,4 +305,5 @@ def main() -> int:
     return 0
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())
