@@ -28,7 +28,7 @@ artifacts: setup ## guest kernel, Debian root, the lab
 lint: rust setup ## formatting, clippy, documentation, licences
 	@fixtures/lint
 
-bench: rust setup ## the figures of README.md, in lab time
+bench: build artifacts ## figures of Debian forks, in lab time
 	@bench/run
 
 lab-shell: build ## a shell on the emulated machine, with the programs on its PATH

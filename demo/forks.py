@@ -8,7 +8,6 @@ number and a host name of its own and the right result. Leaves nothing running a
 import argparse
 import concurrent.futures
 import contextlib
-import hashlib
 import http.client
 import json
 import os
@@ -20,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -113,11 +112,11 @@ def explain(error: dict) -> str:
 
 
 @contextlib.contextmanager
-def daemon(folder: Path) -> Iterator[Path]:
+def daemon(folder: Path, state: Path = STATE) -> Iterator[Path]:
     """A forkd that ends with the block, and with this process should it be killed."""
     path = folder / "forkd.sock"
     log = folder / "forkd.log"
-    command = [PROGRAMS / "forkd", "--socket", path, "--state-dir", STATE]
+    command = [PROGRAMS / "forkd", "--socket", path, "--state-dir", state]
     with open(log, "wb") as stderr:
         process = subprocess.Popen(["setpriv", "--pdeathsig", "TERM", *command], stdin=subprocess.DEVNULL, stderr=stderr)
     try:
@@ -140,28 +139,25 @@ def daemon(folder: Path) -> Iterator[Path]:
             process.wait()
 
 
-def inputs_key() -> str:
-    """Changes when the template has to be built anew."""
-    digest = hashlib.sha256()
-    for path in (HERE / "python.toml", PROGRAMS / "forkling-vmm", PROGRAMS / "forkling-agent", CHECKOUT / "target/artifacts/kernel/vmlinux"):
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    root = (CHECKOUT / "target/artifacts/root-debian.erofs").stat()
-    digest.update(f"{root.st_size} {root.st_mtime_ns}".encode())
-    return digest.hexdigest()
-
-
-def template(client: Client, progress: Progress) -> dict:
-    """The template, built unless an earlier demo left it and nothing it is made of changed."""
-    key_file, key = STATE / "key", inputs_key()
-    present = [known["name"] for known in client.call("GET", "/v1/templates")["templates"]]
-    if TEMPLATE in present:
-        if key_file.exists() and key_file.read_text() == key:
+def template(client: Client, key: str, progress: Progress) -> bool:
+    """Gets the template ready; builds it unless an earlier demo left one that was made of the same things (`key`)."""
+    key_file = STATE / "key"
+    if TEMPLATE in [known["name"] for known in client.call("GET", "/v1/templates")["templates"]]:
+        if key_file.exists() and key_file.read_text().strip() == key:
             progress.stage("loading the template of an earlier demo")
-            return client.call("POST", f"/v1/templates/{TEMPLATE}/reload")
+            with contextlib.suppress(DemoError):
+                client.call("POST", f"/v1/templates/{TEMPLATE}/reload")
+                return False
         client.call("DELETE", f"/v1/templates/{TEMPLATE}")
     build(client.path, progress)
     key_file.write_text(key)
-    return client.call("GET", f"/v1/templates/{TEMPLATE}")
+    return True
+
+
+def keep(folder: Path) -> None:
+    """Copies what the next demo in a new lab needs to start from this template; the root image it has already."""
+    shutil.copytree(STATE / "templates" / TEMPLATE, folder / "templates" / TEMPLATE, ignore=shutil.ignore_patterns("root.erofs"))
+    shutil.copy(STATE / "key", folder / "key")
 
 
 def build(path: Path, progress: Progress) -> None:
@@ -179,16 +175,18 @@ def build(path: Path, progress: Progress) -> None:
 
 
 def available_kib() -> int:
-    """MemAvailable once it no longer moves: ended processes give their memory back a little later."""
-    def read() -> int:
-        with open("/proc/meminfo") as meminfo:
-            return next(int(line.split()[1]) for line in meminfo if line.startswith("MemAvailable:"))
+    with open("/proc/meminfo") as meminfo:
+        return next(int(line.split()[1]) for line in meminfo if line.startswith("MemAvailable:"))
 
+
+def settled(read: Callable[[], int], slack: int) -> int:
+    """What `read` returns once it no longer moves by more than `slack`: images are completed in the background, and ended processes
+    give their memory back a little later."""
     last = read()
-    for _ in range(20):
-        time.sleep(0.25)
+    for _ in range(60):
+        time.sleep(0.5)
         now = read()
-        if abs(now - last) < 256:
+        if abs(now - last) <= slack:
             break
         last = now
     return now
@@ -212,14 +210,15 @@ def run_program(path: Path, fork: dict, n: int) -> dict:
             raise DemoError("\n".join([str(error), "the guest's console ends with:", *console])) from None
     if answer.get("exit_code") != 0:
         raise DemoError(f"the program in fork {fork['id']} did not succeed: {answer}")
-    return {"n": n, "exec_us": answer["timings_us"]["total"], **json.loads(answer["stdout"])}
+    random, hostname, prime = answer["stdout"].split()
+    return {"n": n, "random": random, "hostname": hostname, "prime": int(prime), "exec_us": answer["timings_us"]["total"]}
 
 
 def run_programs(path: Path, forks: list[dict], progress: Progress) -> list[dict]:
     progress.stage("a Python program in each")
     outputs: list[dict] = []
     with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for output in pool.map(lambda pair: run_program(path, pair[1], 100 * (pair[0] + 1)), enumerate(forks)):
+        for output in pool.map(lambda pair: run_program(path, pair[1], 10 * (pair[0] + 1)), enumerate(forks)):
             outputs.append(output)
             progress.advance(len(outputs), len(forks))
     return outputs
@@ -250,30 +249,34 @@ def show(forks: list[dict], outputs: list[dict]) -> None:
         print("  ".join(cells))
 
 
-def demo(folder: Path, progress: Progress) -> None:
+def demo(folder: Path, arguments: argparse.Namespace, progress: Progress) -> None:
     progress.stage("starting forkd")
     with daemon(folder) as path, contextlib.closing(Client(path)) as client:
-        built = template(client, progress)
+        built = template(client, arguments.key, progress)
+        if built and arguments.keep:
+            keep(arguments.keep)
         # Pages of the image that were never needed before are read once, for all forks; that is not the price of a fork.
-        progress.stage("one fork to warm the template up")
+        progress.stage("one fork, to have the template's memory complete")
         first = make_forks(client, 1, "warm-up")
-        run_program(path, first[0], 100)
+        run_program(path, first[0], 10)
         client.call("DELETE", f"/v1/forks/{first[0]['id']}")
-        before = available_kib()
+        resident = settled(lambda: client.call("GET", f"/v1/templates/{TEMPLATE}").get("resident_bytes", 0), 0) / 2**20
+        before = settled(available_kib, 256)
         progress.stage(f"{FORKS} forks")
         began = time.monotonic()
         forks = make_forks(client, FORKS, "demo")
         took = time.monotonic() - began
         outputs = run_programs(path, forks, progress)
         progress.stage("looking at the memory")
-        beyond = (before - available_kib()) / 1024
+        beyond = (before - settled(available_kib, 256)) / 1024
         progress.finish_stage()
         check(outputs)
         show(forks, outputs)
-        resident = built.get("resident_bytes", 0) / 2**20
+        if arguments.emulated:
+            print("\nTimes are of an emulated CPU that all forks share; they say nothing of hardware.")
         print(f"\n{FORKS} forks in {took * 1000:.0f} ms, request to answer, each with its own random number and host name.")
-        print(f"Memory beyond the template: {beyond:.1f} MiB, {beyond / FORKS:.2f} MiB a fork (MemAvailable, after each ran its program).")
-        print(f"The template itself: {built['spec']['memory_mib']} MiB guest, {resident:.1f} MiB of image in memory, once for all.\n")
+        print(f"Memory they took beyond the template: {beyond:.1f} MiB, {beyond / FORKS:.2f} MiB a fork (MemAvailable, after each ran its program).")
+        print(f"The template itself: {resident:.1f} MiB of image in memory, once for all.\n")
         progress.stage("ending the forks and forkd")
         client.call("DELETE", f"/v1/forks?template={TEMPLATE}")
     progress.finish_stage()
@@ -282,12 +285,16 @@ def demo(folder: Path, progress: Progress) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bars", action="store_true", default=sys.stdout.isatty(), help="redraw progress even where stdout is no terminal")
-    progress = Progress(parser.parse_args().bars)
+    parser.add_argument("--emulated", action="store_true", help="say that times are not those of hardware")
+    parser.add_argument("--key", required=True, help="changes with what the template is made of")
+    parser.add_argument("--keep", type=Path, help="folder for what saves the next demo the build")
+    arguments = parser.parse_args()
+    progress = Progress(arguments.bars)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     STATE.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="forkling-demo."))
     try:
-        demo(folder, progress)
+        demo(folder, arguments, progress)
     except DemoError as error:
         progress.finish_stage()
         print(f"demo: {error}", file=sys.stderr)
@@ -298,4 +305,5 @@ def main() -> int:
     return 0
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,8 +1,7 @@
-"""What every fork of the demo runs: argument N, prints JSON."""
+"""What every fork of the demo runs: prints a random number of its own, its host name, and prime number N."""
 
-import json
+import os
 import secrets
-import socket
 import sys
 
 
@@ -10,17 +9,10 @@ def nth_prime(n: int) -> int:
     primes: list[int] = []
     candidate = 2
     while len(primes) < n:
-        for prime in primes:
-            if prime * prime > candidate:
-                primes.append(candidate)
-                break
-            if candidate % prime == 0:
-                break
-        else:
+        if all(candidate % prime for prime in primes if prime * prime <= candidate):
             primes.append(candidate)
         candidate += 1
     return primes[-1]
 
 
-n = int(sys.argv[1])
-print(json.dumps({"random": secrets.token_hex(8), "hostname": socket.gethostname(), "prime": nth_prime(n)}))
+print(secrets.token_hex(8), os.uname().nodename, nth_prime(int(sys.argv[1])))

@@ -18,7 +18,7 @@ use axum::{
     extract::DefaultBodyLimit,
     routing::{any, get},
 };
-use utoipa::openapi::OpenApi;
+use utoipa::openapi::{Info, LicenseBuilder, OpenApi};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{engine::Engine, limits};
@@ -52,9 +52,11 @@ fn routes() -> OpenApiRouter<Shared> {
 /// The OpenAPI document.
 pub fn document() -> OpenApi {
     let mut document = routes().into_openapi();
-    document.info.title = "Forkling".to_owned();
-    document.info.version = env!("CARGO_PKG_VERSION").to_owned();
-    document.info.description = Some("Forks of template VMs, on a Unix socket.".to_owned());
+    let mut info = Info::new("Forkling", env!("CARGO_PKG_VERSION"));
+    info.description = Some("Forks of template VMs, on a Unix socket.".to_owned());
+    info.license = Some(LicenseBuilder::new().name("Apache-2.0").identifier(Some("Apache-2.0")).build());
+    // The router's own would be that of the crate it comes from.
+    document.info = info;
     document
 }
 
