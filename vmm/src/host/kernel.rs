@@ -18,6 +18,7 @@ use crate::sys::{
 pub(super) fn probe() -> Vec<Line> {
     let mut lines =
         vec![kernel(), memory(), user_fault(), sealed_memory(), cgroup(), pagemap_scan(), huge_pages()];
+    lines.extend(cgroup_changes());
     lines.extend(limits());
     lines
 }
@@ -100,6 +101,32 @@ fn cgroup() -> Line {
     } else {
         Line::degraded(NAME, format!("{directory} is not writable"), REMEDY)
     }
+}
+
+/// Before Linux 6.13 each new VM moves a kernel thread into its cgroup, and that waits for a grace period.
+fn cgroup_changes() -> Option<Line> {
+    const NAME: &str = "cgroup favordynmods";
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    if version(&release).is_none_or(|version| version >= (6, 13)) {
+        return None;
+    }
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mount = cgroup_mount(&mounts)?;
+    Some(if favors_changes(&mounts) {
+        Line::ok(NAME, "set: a new VM does not wait for a grace period")
+    } else {
+        let remedy = format!("mount -o remount,favordynmods {mount} (Linux 6.0 and later)");
+        Line::degraded(NAME, "not set: each new VM waits for a grace period, some 10 ms", remedy)
+    })
+}
+
+/// Whether the first cgroup2 file system is mounted with `favordynmods` (Documentation/admin-guide/cgroup-v2.rst).
+pub(super) fn favors_changes(mountinfo: &str) -> bool {
+    mountinfo
+        .lines()
+        .filter_map(|line| line.split_once(" - "))
+        .find_map(|(_, after)| after.strip_prefix("cgroup2 "))
+        .is_some_and(|after| after.split([' ', ',']).any(|option| option == "favordynmods"))
 }
 
 /// Mount point of the first cgroup2 file system (proc_pid_mountinfo(5)).

@@ -2,7 +2,7 @@
 
 use super::{
     Status,
-    kernel::{cgroup_mount, version},
+    kernel::{cgroup_mount, favors_changes, version},
     probe,
 };
 
@@ -42,4 +42,13 @@ fn the_unified_hierarchy_is_found_among_mounts() {
                   31 30 0:27 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw\n";
     assert_eq!(cgroup_mount(mounts), Some("/sys/fs/cgroup/unified"));
     assert_eq!(cgroup_mount("30 23 0:26 / /sys rw - sysfs sysfs rw\n"), None);
+}
+
+#[test]
+fn the_option_for_changing_cgroups_is_found_among_mounts() {
+    let with = "31 23 0:27 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup rw,favordynmods\n";
+    let without = "31 23 0:27 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup rw,nsdelegate\n";
+    assert!(favors_changes(with));
+    assert!(!favors_changes(without));
+    assert!(!favors_changes("30 23 0:26 / /sys rw - sysfs sysfs rw,favordynmods\n"));
 }
