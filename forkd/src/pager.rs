@@ -18,8 +18,10 @@ mod worker;
 use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex};
 use std::{io, thread};
+
+use crossbeam::channel;
 
 use forkling_vmm::memory::image::{self, Filling};
 use forkling_vmm::memory::layout::PAGE;
@@ -160,7 +162,7 @@ enum Command {
 
 /// The pager's thread. Dropping it ends the thread, with all loads abandoned; no fork may be left by then.
 pub struct Pager {
-    commands: mpsc::Sender<Command>,
+    commands: channel::Sender<Command>,
     waker: Arc<mio::Waker>,
     counters: Arc<Counters>,
     forks: Mutex<HashSet<ForkId>>,
@@ -172,7 +174,7 @@ impl Pager {
     pub fn start(events: impl FnMut(Event) + Send + 'static) -> Result<Self, Error> {
         let poll = mio::Poll::new().map_err(Error::Start)?;
         let waker = mio::Waker::new(poll.registry(), worker::WAKER).map_err(Error::Start)?;
-        let (commands, received) = mpsc::channel();
+        let (commands, received) = channel::unbounded();
         let counters = Arc::new(Counters::default());
         let worker = worker::Worker::new(poll, received, Arc::clone(&counters), Box::new(events))?;
         let thread = thread::Builder::new()

@@ -9,10 +9,10 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
     process::{Command, Stdio},
-    sync::mpsc,
     thread,
 };
 
+use crossbeam::channel;
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, pidfd_send_signal, waitid,
 };
@@ -127,12 +127,12 @@ struct Job {
 
 /// Starts processes of `forkling-vmm`.
 #[derive(Clone, Debug)]
-pub struct Spawner(mpsc::Sender<Job>);
+pub struct Spawner(channel::Sender<Job>);
 
 impl Spawner {
     /// Starts the thread. It ends, and with it every process it started, when the last clone is dropped.
     pub fn new(program: PathBuf) -> io::Result<Self> {
-        let (sender, jobs) = mpsc::channel::<Job>();
+        let (sender, jobs) = channel::unbounded::<Job>();
         thread::Builder::new().name("spawner".to_owned()).spawn(move || {
             for job in jobs {
                 let started = spawn(&program, job.role, job.control);

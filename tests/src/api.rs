@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use forkling_daemon::api::types::{
-    BuildEvent, ErrorAnswer, ErrorBody, ExecAnswer, ForkInfo, ForkResult, ForkState, Forks, Health, TemplateInfo, Templates,
-    Version,
+    BuildEvent, ErrorAnswer, ErrorBody, ExecAnswer, ForkInfo, ForkResult, ForkState, Forks, Health,
+    TemplateInfo, Templates, Version,
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -44,15 +44,21 @@ impl Client {
     }
 
     /// A request of JSON; the answer as a type, or the daemon's error.
-    pub fn call<T: DeserializeOwned>(&self, method: &str, path: &str, body: Option<&Value>) -> Result<T, ErrorBody> {
+    pub fn call<T: DeserializeOwned>(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<T, ErrorBody> {
         let body = body.map(|body| serde_json::to_vec(body).expect("values are JSON"));
         let reply = self.raw(method, path, &[], body.as_deref());
         if !(200..300).contains(&reply.status) {
             return Err(error_of(&reply));
         }
         let text = if reply.body.is_empty() { b"null" } else { &reply.body[..] };
-        Ok(serde_json::from_slice(text)
-            .unwrap_or_else(|error| panic!("{method} {path}: {error} in {:?}", String::from_utf8_lossy(text))))
+        Ok(serde_json::from_slice(text).unwrap_or_else(|error| {
+            panic!("{method} {path}: {error} in {:?}", String::from_utf8_lossy(text))
+        }))
     }
 
     /// `GET /v1/version`, or nothing while the daemon is not there yet.
@@ -178,7 +184,8 @@ impl Client {
 
     /// The last output of a fork's console.
     pub fn console(&self, id: &str) -> String {
-        let answer: Value = self.call("GET", &format!("/v1/forks/{id}/console"), None).expect("consoles are there");
+        let answer: Value =
+            self.call("GET", &format!("/v1/forks/{id}/console"), None).expect("consoles are there");
         answer["text"].as_str().unwrap_or_default().to_owned()
     }
 }

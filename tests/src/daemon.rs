@@ -51,7 +51,10 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         // In /tmp whatever TMPDIR says: socket paths are short.
-        let directory = tempfile::Builder::new().prefix("forkling-test-").tempdir_in("/tmp").expect("/tmp can be written");
+        let directory = tempfile::Builder::new()
+            .prefix("forkling-test-")
+            .tempdir_in("/tmp")
+            .expect("/tmp can be written");
         Self::in_directory(Directory::Own(Arc::new(directory)))
     }
 }
@@ -146,7 +149,11 @@ impl Settings {
         let start = Instant::now();
         while daemon.client.version().is_none_or(|version| version.pid != pid) {
             let ended = daemon.child.try_wait().expect("a child can be waited for");
-            assert!(ended.is_none() && start.elapsed() < START, "forkd does not answer; {ended:?}: {}", daemon.log());
+            assert!(
+                ended.is_none() && start.elapsed() < START,
+                "forkd does not answer; {ended:?}: {}",
+                daemon.log()
+            );
             std::thread::sleep(Duration::from_millis(5));
         }
         daemon
@@ -189,7 +196,11 @@ impl Settings {
         if !self.args.iter().any(|arg| arg == "--socket") {
             command.args(["--socket".as_ref(), self.socket().as_os_str()]);
         }
-        command.args(&self.args).stdin(Stdio::null()).stdout(log.try_clone().expect("a descriptor")).stderr(log);
+        command
+            .args(&self.args)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a descriptor"))
+            .stderr(log);
         command.env("NO_COLOR", "1").env_remove("FORKLING_SOCKET").env_remove("FORKLING_KERNEL");
         if let Some((uid, gid)) = self.user {
             command.uid(uid).gid(gid).env("HOME", self.path());
@@ -252,7 +263,11 @@ impl Daemon {
     /// # Panics
     /// When it has none.
     pub fn zygote(&self, template: &str) -> i32 {
-        self.client.template(template).expect("the template is there").zygote_pid.expect("the template is loaded")
+        self.client
+            .template(template)
+            .expect("the template is there")
+            .zygote_pid
+            .expect("the template is loaded")
     }
 
     /// Process id of a template's zygote; loads the template if it is not.
@@ -280,7 +295,11 @@ impl Daemon {
     pub fn settle(&self, count: usize) {
         eventually(Duration::from_secs(20), "processes of dead forks go away", || {
             let children = proc::children(self.pid());
-            if children.len() == count { Ok(()) } else { Err(format!("{count} expected, there are {children:?}")) }
+            if children.len() == count {
+                Ok(())
+            } else {
+                Err(format!("{count} expected, there are {children:?}"))
+            }
         });
     }
 

@@ -26,7 +26,8 @@ impl Image {
         let maps = proc::mappings(pid);
         let ranges = maps.iter().filter(|line| line.contains("/memfd:")).map(|line| range(line));
         let (start, end) = merged(ranges.collect());
-        let (_, first_end) = maps.iter().map(|line| range(line)).find(|(from, _)| *from == start).expect("just found");
+        let (_, first_end) =
+            maps.iter().map(|line| range(line)).find(|(from, _)| *from == start).expect("just found");
         let file = format!("/proc/{pid}/map_files/{start:x}-{first_end:x}");
         Self { file: file.into(), start, len: end - start, pid }
     }
@@ -34,7 +35,8 @@ impl Image {
     /// BLAKE3 of the shared image, holes as zeros.
     pub fn checksum(&self) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new();
-        let mut file = File::open(&self.file).unwrap_or_else(|error| panic!("{}: {error}", self.file.display()));
+        let mut file =
+            File::open(&self.file).unwrap_or_else(|error| panic!("{}: {error}", self.file.display()));
         let mut buffer = vec![0; 1 << 20];
         loop {
             match file.read(&mut buffer).expect("memfds can be read") {

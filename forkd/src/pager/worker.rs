@@ -3,10 +3,12 @@
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, AsRawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, mpsc};
 use std::time::Duration;
 use std::{io, mem};
+
+use crossbeam::channel;
 
 use forkling_vmm::snapshot::{CHUNK, ChunkBuffer, ChunkReader};
 use forkling_vmm::sys::uffd::{Fault, FaultBuffer, Uffd};
@@ -83,7 +85,7 @@ struct Load {
 
 pub(super) struct Worker {
     poll: Poll,
-    commands: mpsc::Receiver<Command>,
+    commands: channel::Receiver<Command>,
     counters: Arc<Counters>,
     events: Box<dyn FnMut(Event) + Send>,
     forks: HashMap<ForkId, Served>,
@@ -118,7 +120,7 @@ pub(super) fn run(mut worker: Worker) {
 impl Worker {
     pub(super) fn new(
         poll: Poll,
-        commands: mpsc::Receiver<Command>,
+        commands: channel::Receiver<Command>,
         counters: Arc<Counters>,
         events: Box<dyn FnMut(Event) + Send>,
     ) -> Result<Self, Error> {

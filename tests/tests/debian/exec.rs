@@ -68,7 +68,8 @@ fn time_limits_and_what_cannot_be_run() {
 #[test]
 fn users_directories_environment_and_input() {
     let daemon = fork_named_one();
-    let answer = exec(&daemon, json!({"argv": ["sh", "-c", "id -un; pwd; echo $HOME $A"], "env": {"A": "1=2"}}));
+    let answer =
+        exec(&daemon, json!({"argv": ["sh", "-c", "id -un; pwd; echo $HOME $A"], "env": {"A": "1=2"}}));
     assert_eq!(answer.stdout, "root\n/\n/root 1=2\n");
     let request = json!({"argv": ["sh", "-c", "id -u; pwd; echo $A"], "user": "nobody", "cwd": "/usr/lib"});
     assert_eq!(exec(&daemon, request).stdout, "65534\n/usr/lib\n\n");
@@ -115,5 +116,9 @@ fn commands_run_side_by_side() {
             });
         }
     });
-    assert!(start.elapsed().as_secs_f64() < 14.0, "one after the other would take 16 s: {:?}", start.elapsed());
+    assert!(
+        start.elapsed().as_secs_f64() < 14.0,
+        "one after the other would take 16 s: {:?}",
+        start.elapsed()
+    );
 }

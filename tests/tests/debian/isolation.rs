@@ -46,7 +46,9 @@ fn the_rest_live_when_one_is_killed() {
         }
     };
     assert_eq!(error.code, "fork_died");
-    assert!(error.message.contains("signal 9") || error.cause.is_some_and(|cause| cause.contains("signal 9")));
+    assert!(
+        error.message.contains("signal 9") || error.cause.is_some_and(|cause| cause.contains("signal 9"))
+    );
     for at in [0, 2, 3] {
         assert_eq!(daemon.sh(&forks[at].id, "echo alive"), "alive");
     }

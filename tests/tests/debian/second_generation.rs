@@ -12,9 +12,15 @@ fn a_fork_becomes_a_template() {
     daemon.sh(&parent.id, "echo prepared >/root/state && echo ram >/dev/shm/state");
     let template = daemon.snapshot(&parent.id, "second").expect("a running fork can be saved");
     assert_eq!(template.parent.unwrap().fork, parent.id);
-    assert_eq!(daemon.sh(&parent.id, "cat /root/state; echo mine >/root/state; hostname"), format!("prepared\n{}", parent.hostname));
+    assert_eq!(
+        daemon.sh(&parent.id, "cat /root/state; echo mine >/root/state; hostname"),
+        format!("prepared\n{}", parent.hostname)
+    );
     let after = Witness::ask(&daemon, &parent.id);
-    assert!(after.generation.parse::<u64>().unwrap() > parent.generation, "the parent goes on as a new generation");
+    assert!(
+        after.generation.parse::<u64>().unwrap() > parent.generation,
+        "the parent goes on as a new generation"
+    );
 
     let forks = daemon.forks("second", 3);
     let mut tokens = vec![first.token, after.token];

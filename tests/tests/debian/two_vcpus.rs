@@ -25,7 +25,10 @@ fn forks_with_two_vcpus() {
     assert_ne!(seen[0].token, seen[1].token);
     assert_ne!(seen[1].getrandom, seen[2].getrandom);
     let id = &forks[0].id;
-    assert_eq!(daemon.sh(id, "nproc; for cpu in 0 1; do taskset -c $cpu sh -c 'echo $((6 * 7))'; done"), "2\n42\n42");
+    assert_eq!(
+        daemon.sh(id, "nproc; for cpu in 0 1; do taskset -c $cpu sh -c 'echo $((6 * 7))'; done"),
+        "2\n42\n42"
+    );
     assert_eq!(daemon.sh(id, &format!("python3 -c '{CLOCKS}'")), "2");
     assert_eq!(daemon.sh(&forks[2].id, "echo alive"), "alive");
 }

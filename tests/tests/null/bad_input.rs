@@ -73,7 +73,11 @@ fn names() {
     typed("unknown template", &daemon.template("nobody").unwrap_err(), "template_not_found");
     typed("unknown template", &daemon.remove_template("nobody").unwrap_err(), "template_not_found");
     typed("unknown template", &daemon.reload("nobody").unwrap_err(), "template_not_found");
-    typed("unknown template", &daemon.create(&json!({"template": "nobody"})).unwrap_err(), "template_not_found");
+    typed(
+        "unknown template",
+        &daemon.create(&json!({"template": "nobody"})).unwrap_err(),
+        "template_not_found",
+    );
     typed("unknown fork", &daemon.inspect("f-nobody").unwrap_err(), "fork_not_found");
     typed("unknown fork", &daemon.kill("f-nobody").unwrap_err(), "fork_not_found");
     typed("name taken", &daemon.build(&spec::null("null", &null)).outcome.unwrap_err(), "template_exists");

@@ -3,7 +3,10 @@
 use std::{thread, time::Duration};
 
 use forkling_daemon::api::types::{ForkState, TemplateState};
-use forkling_tests::{daemon::{Daemon, Settings}, eventually, proc, spec};
+use forkling_tests::{
+    daemon::{Daemon, Settings},
+    eventually, proc, spec,
+};
 use serde_json::json;
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -44,7 +47,10 @@ fn a_template_whose_zygote_was_killed_is_broken_and_can_be_reloaded() {
     });
     let template = daemon.template("null").unwrap();
     assert!(template.reason.unwrap().contains("killed by signal 9"));
-    assert_eq!((daemon.health().status.as_str(), daemon.health().broken), ("degraded", vec!["null".to_owned()]));
+    assert_eq!(
+        (daemon.health().status.as_str(), daemon.health().broken),
+        ("degraded", vec!["null".to_owned()])
+    );
     let error = daemon.create(&json!({"template": "null"})).unwrap();
     let error = serde_json::to_value(&error[0]).unwrap();
     assert_eq!(error["error"]["code"], "template_broken");
@@ -81,19 +87,27 @@ fn a_daemon_killed_while_it_builds_or_forks_leaves_nothing() {
     let settings = Settings::default();
     for delay in [20, 60, 120, 250] {
         let daemon = settings.start();
-        let (client, spec) = (daemon.client.clone(), spec::null(&format!("t{delay}"), &settings.null_guest()));
+        let (client, spec) =
+            (daemon.client.clone(), spec::null(&format!("t{delay}"), &settings.null_guest()));
         // The connection breaks when the daemon is killed.
-        let build = thread::spawn(move || std::panic::catch_unwind(|| {
-            client.build(&spec);
-            client.forks(spec["name"].as_str().unwrap(), 100);
-        }));
+        let build = thread::spawn(move || {
+            std::panic::catch_unwind(|| {
+                client.build(&spec);
+                client.forks(spec["name"].as_str().unwrap(), 100);
+            })
+        });
         thread::sleep(Duration::from_millis(delay));
         daemon.crash();
         let _ = build.join();
     }
     let daemon = settings.start();
     for template in daemon.templates() {
-        assert_eq!(daemon.forks(&template.name, 1).len(), 1, "{} was committed, so it is whole", template.name);
+        assert_eq!(
+            daemon.forks(&template.name, 1).len(),
+            1,
+            "{} was committed, so it is whole",
+            template.name
+        );
     }
     let known: Vec<_> = daemon.templates().into_iter().map(|template| template.name).collect();
     for entry in std::fs::read_dir(settings.state().join("templates")).unwrap() {

@@ -55,7 +55,9 @@ impl Patient {
         }
         let mut said = String::new();
         for result in results {
-            let ForkResult::Error(error) = result else { panic!("{what} {args:?}: a fork of it runs: {result:?}") };
+            let ForkResult::Error(error) = result else {
+                panic!("{what} {args:?}: a fork of it runs: {result:?}")
+            };
             assert_eq!(error.code, "snapshot_invalid", "{what} {args:?}: {error:?}");
             assert!(!error.retryable && !error.remediation.is_empty());
             said = format!("{}: {}", error.message, error.cause.unwrap_or_default());
@@ -76,7 +78,8 @@ impl Patient {
         let snapshot = self.settings.snapshot("patient");
         fs::create_dir_all(snapshot.parent().unwrap()).unwrap();
         copy(&self.healthy, &snapshot);
-        fs::copy(self.settings.path().join("template.json"), snapshot.with_file_name("template.json")).unwrap();
+        fs::copy(self.settings.path().join("template.json"), snapshot.with_file_name("template.json"))
+            .unwrap();
     }
 }
 
@@ -149,7 +152,11 @@ fn foreign_vendor(snapshot: &Path) {
         let leaf = text.split('"').find(|word| word.starts_with("00000000.0/")).expect("leaf 0").to_owned();
         let mut registers: Vec<String> = leaf.split(' ').map(str::to_owned).collect();
         // "CentaurHauls", in the order EBX, ECX, EDX of the text.
-        registers[2..5].clone_from_slice(&["746e6543".to_owned(), "736c7561".to_owned(), "48727561".to_owned()]);
+        registers[2..5].clone_from_slice(&[
+            "746e6543".to_owned(),
+            "736c7561".to_owned(),
+            "48727561".to_owned(),
+        ]);
         *state = serde_json::from_str(&text.replace(&leaf, &registers.join(" "))).unwrap();
     });
     seal(snapshot);
@@ -169,10 +176,18 @@ fn damaged_and_foreign_snapshots_are_refused() {
         ("chunk with a flipped bit", "damaged", &|snapshot| flip(&chunk(snapshot), 60_000)),
         ("chunk missing", "has no", &|snapshot| fs::remove_file(chunk(snapshot)).unwrap()),
         ("state cut short", "state.json is damaged", &|snapshot| truncate(&snapshot.join("state.json"))),
-        ("state with a flipped bit", "state.json is damaged", &|snapshot| flip(&snapshot.join("state.json"), 100)),
-        ("index with a flipped bit", "image.idx is damaged", &|snapshot| flip(&snapshot.join("image.idx"), 40)),
-        ("index missing", "has no image.idx", &|snapshot| fs::remove_file(snapshot.join("image.idx")).unwrap()),
-        ("manifest with a flipped bit", "manifest.json", &|snapshot| flip(&snapshot.join("manifest.json"), 30)),
+        ("state with a flipped bit", "state.json is damaged", &|snapshot| {
+            flip(&snapshot.join("state.json"), 100)
+        }),
+        ("index with a flipped bit", "image.idx is damaged", &|snapshot| {
+            flip(&snapshot.join("image.idx"), 40)
+        }),
+        ("index missing", "has no image.idx", &|snapshot| {
+            fs::remove_file(snapshot.join("image.idx")).unwrap()
+        }),
+        ("manifest with a flipped bit", "manifest.json", &|snapshot| {
+            flip(&snapshot.join("manifest.json"), 30)
+        }),
         ("manifest missing", "has no manifest.json", &|snapshot| {
             fs::remove_file(snapshot.join("manifest.json")).unwrap();
         }),

@@ -74,5 +74,9 @@ fn names_metadata_and_retries() {
     let clash = serde_json::to_value(&clash[0]).unwrap();
     assert_eq!(clash["error"]["code"], "fork_exists");
     daemon.kill("web-1").unwrap();
-    assert_eq!(daemon.forks_with(&json!({"template": "null", "names": ["web-1"]})).len(), 1, "the name is free again");
+    assert_eq!(
+        daemon.forks_with(&json!({"template": "null", "names": ["web-1"]})).len(),
+        1,
+        "the name is free again"
+    );
 }

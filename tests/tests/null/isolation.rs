@@ -49,7 +49,11 @@ fn two_hundred_forks_that_write_leave_the_image_as_it_was() {
     let later = daemon.fork("null");
     let image = Image::of(later.pid.unwrap());
     for page in 0..PAGES {
-        assert_eq!(word(&image, WRITE_AREA + page * PAGE), 0, "a later fork sees page {page} of an earlier one");
+        assert_eq!(
+            word(&image, WRITE_AREA + page * PAGE),
+            0,
+            "a later fork sees page {page} of an earlier one"
+        );
     }
 }
 
@@ -70,7 +74,8 @@ fn a_fork_cannot_reach_the_image_by_its_descriptors() {
             assert_eq!(access, 0, "{target:?} is open for writing in process {process}: {info}");
         }
         let shared = forkling_tests::proc::mappings(process).into_iter().find(|line| {
-            line.contains("/memfd:") && line.split(' ').nth(1).is_some_and(|mode| mode.ends_with('s') && mode.contains('w'))
+            line.contains("/memfd:")
+                && line.split(' ').nth(1).is_some_and(|mode| mode.ends_with('s') && mode.contains('w'))
         });
         assert_eq!(shared, None, "a shared writable mapping in process {process}");
     }

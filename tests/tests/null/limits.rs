@@ -46,7 +46,8 @@ fn a_zygote_that_may_not_fork_says_so() {
 fn a_fork_that_takes_too_long_is_given_up() {
     let daemon = Daemon::with_null();
     // More pages than can be written in a millisecond.
-    let results = daemon.create(&json!({"template": "null", "count": 4, "param": 14_000, "timeout_ms": 1})).unwrap();
+    let results =
+        daemon.create(&json!({"template": "null", "count": 4, "param": 14_000, "timeout_ms": 1})).unwrap();
     for result in &results {
         let ForkResult::Error(error) = result else { panic!("{result:?}") };
         assert_eq!((error.code.as_str(), error.retryable), ("fork_timeout", true));
