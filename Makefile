@@ -29,6 +29,7 @@ lint: rust setup ## formatting, clippy, documentation, licences
 	@fixtures/lint
 
 bench: build artifacts ## figures of Debian forks, in lab time
+	@cargo build --locked --release --workspace --bins
 	@bench/run
 
 lab-shell: build ## a shell on the emulated machine, with the programs on its PATH

@@ -60,6 +60,8 @@ fn main() -> anyhow::Result<()> {
     let built = daemon.client.build(&spec);
     ensure!(built.outcome.is_ok(), "the null template cannot be built: {:?}", built.outcome);
     daemon.load("bench");
+    // The image is filled behind the first fork.
+    daemon.client.fork("bench");
     daemon.wait_complete("bench");
     let mut connection = Connection::open(&daemon.settings.socket())?;
     let mut acknowledged = Vec::with_capacity(requests);

@@ -9,6 +9,16 @@
 //!
 //! Arrows: `sys` <- `memory` <- {`vm`, `vcpu`, `devices`, `boot`} <- `snapshot` <- `machine` <- `zygote`.
 
+/// Makes every panic the end of the process, in whichever thread: a fork or daemon that lost a thread would hang those
+/// who wait for it. (Not by the profile's `panic = "abort"`, for which tests would need a second build of everything.)
+pub fn abort_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
+}
+
 pub mod boot;
 pub mod builder;
 pub mod channel;

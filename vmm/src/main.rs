@@ -8,6 +8,7 @@ use anyhow::{Context as _, bail};
 use forkling_vmm::{builder, channel::Channel, zygote};
 
 fn main() -> anyhow::Result<ExitCode> {
+    forkling_vmm::abort_on_panic();
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::from_env("FORKLING_LOG"))
         .with_writer(std::io::stderr)

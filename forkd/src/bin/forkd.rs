@@ -7,6 +7,7 @@ use forkling_daemon::{config::Args, daemon};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
+    forkling_vmm::abort_on_panic();
     let filter = EnvFilter::try_from_env("FORKLING_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
