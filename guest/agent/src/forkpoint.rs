@@ -93,7 +93,8 @@ impl Forkpoint {
         let Prepared { mut applier, port, quiet } = prepared;
         self.mailbox.clear();
         port.forkpoint(&mut self.mailbox);
-        let header = self.adopt(&mut applier, environment).unwrap_or_else(|error| give_up(&chain(&error)));
+        let resumed = Instant::now();
+        let header = self.adopt(&mut applier, resumed, environment).unwrap_or_else(|error| give_up(&chain(&error)));
         let port = if self.hooks.is_empty() {
             port
         } else {
@@ -109,11 +110,16 @@ impl Forkpoint {
     }
 
     /// Takes on the identity in the mailbox.
-    fn adopt(&mut self, applier: &mut Applier, environment: &mut Environment) -> Result<Header, Error> {
+    fn adopt(
+        &mut self,
+        applier: &mut Applier,
+        resumed: Instant,
+        environment: &mut Environment,
+    ) -> Result<Header, Error> {
         let decoded = mailbox::decode(self.mailbox.bytes());
         self.mailbox.clear_filled();
         let (header, identity) = decoded?;
-        applier.apply(&header, &identity)?;
+        applier.apply(&header, &identity, resumed)?;
         environment.clone_from(&self.template);
         environment.extend(identity.env);
         Ok(header)

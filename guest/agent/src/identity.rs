@@ -11,6 +11,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use forkling_proto::config;
 use forkling_proto::mailbox::{self, Header, Identity};
@@ -85,14 +86,18 @@ impl Applier {
     }
 
     /// Applies an identity; random numbers come first, as every later step might draw some.
-    pub fn apply(&mut self, header: &Header, identity: &Identity) -> Result<(), Error> {
+    ///
+    /// The wall clock of `header` is that of `resumed`: every page touched since may have cost a fault, or a disk read.
+    pub fn apply(&mut self, header: &Header, identity: &Identity, resumed: Instant) -> Result<(), Error> {
         self.random.reseed(&header.entropy).map_err(Error::Reseed)?;
+        let passed = resumed.elapsed().as_nanos() as u64;
+        let wall = header.wall_clock_ns.saturating_add(passed);
         let now = Timespec {
-            tv_sec: (header.wall_clock_ns / 1_000_000_000) as i64,
-            tv_nsec: (header.wall_clock_ns % 1_000_000_000) as i64,
+            tv_sec: (wall / 1_000_000_000) as i64,
+            tv_nsec: (wall % 1_000_000_000) as i64,
         };
         rustix::time::clock_settime(ClockId::Realtime, now)
-            .map_err(|errno| Error::Clock(header.wall_clock_ns, errno.into()))?;
+            .map_err(|errno| Error::Clock(wall, errno.into()))?;
         rustix::system::sethostname(identity.hostname.as_bytes())
             .map_err(|errno| Error::Hostname(identity.hostname.clone(), errno.into()))?;
         self.hostname.write(format_args!("{}\n", identity.hostname))?;

@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, sync::OnceLock, time::Instant};
 
+use forkling_daemon::api::types::ForkInfo;
 use forkling_tests::{
     api::Client,
     daemon::{Daemon, Settings},
@@ -53,6 +54,15 @@ impl Witness {
         serde_json::from_str(&client.sh(fork, ASK)).expect("the witness speaks JSON")
     }
 
+    /// What it says to a fork now, what it said to the fork's hook, and the machine id.
+    pub fn all(client: &Client, fork: &str) -> (Self, Self, String) {
+        let said = client.sh(fork, &format!("{ASK}; echo; cat /run/hook.json; echo; cat /etc/machine-id"));
+        let lines: Vec<_> = said.lines().collect();
+        let [now, hook, machine_id] = lines[..] else { panic!("three lines expected: {said}") };
+        let parse = |line| serde_json::from_str(line).expect("the witness speaks JSON");
+        (parse(now), parse(hook), machine_id.to_owned())
+    }
+
     /// What it said to the fork's hook, before the fork was handed out.
     pub fn heard_by_hook(client: &Client, fork: &str) -> Self {
         serde_json::from_str(&client.sh(fork, "cat /run/hook.json")).expect("the witness speaks JSON")
@@ -87,6 +97,11 @@ pub fn settings() -> Settings {
         directory.expect("FORKLING_TEST_STATE names a directory for templates; tests/run sets it").into()
     });
     Settings::shared(directory)
+}
+
+/// Forks that may take long: an emulated host has one slow CPU for all of them.
+pub fn forks(client: &Client, template: &str, count: u32) -> Vec<ForkInfo> {
+    client.forks_with(&json!({"template": template, "count": count, "timeout_ms": 300_000}))
 }
 
 /// A daemon that has template `name`, built if it is not there yet.

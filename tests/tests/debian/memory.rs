@@ -21,7 +21,7 @@ fn an_idle_fork_costs_at_most_eight_mib() {
     daemon.wait_complete(guest::ONE);
     let before = available();
     for _ in 0..FORKS / 8 {
-        for fork in daemon.forks(guest::ONE, 8) {
+        for fork in guest::forks(&daemon, guest::ONE, 8) {
             daemon.sh(&fork.id, "true");
         }
     }

@@ -27,7 +27,7 @@ fn lazy_is_eager_and_each_page_is_read_once() {
     assert!(lazy.health().lazy_loading, "{}", lazy.log());
     let before = bytes_read(lazy.pid());
     let start = Instant::now();
-    let forks = lazy.forks(guest::ONE, 8);
+    let forks = guest::forks(&lazy, guest::ONE, 8);
     let first = start.elapsed();
     let secrets: Vec<_> = forks.iter().map(|fork| Witness::ask(&lazy, &fork.id).secret).collect();
     lazy.wait_complete(guest::ONE);

@@ -22,7 +22,7 @@ fn a_fork_becomes_a_template() {
         "the parent goes on as a new generation"
     );
 
-    let forks = daemon.forks("second", 3);
+    let forks = guest::forks(&daemon, "second", 3);
     let mut tokens = vec![first.token, after.token];
     for fork in &forks {
         let witness = Witness::ask(&daemon, &fork.id);

@@ -9,7 +9,7 @@ use crate::guest::{self, TIMER_SECONDS, Witness};
 #[test]
 fn a_timer_armed_before_the_freeze_fires_in_each_fork() {
     let daemon = guest::daemon();
-    let forks = daemon.forks(guest::ONE, 3);
+    let forks = guest::forks(&daemon, guest::ONE, 3);
     for fork in &forks {
         let mut last = None;
         eventually(Duration::from_secs(60), "the timer fires", || {

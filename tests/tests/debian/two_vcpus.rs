@@ -15,7 +15,7 @@ print(len(os.sched_getaffinity(os.getppid())))";
 #[test]
 fn forks_with_two_vcpus() {
     let daemon = guest::daemon_with(TWO);
-    let forks = daemon.forks(TWO, 3);
+    let forks = guest::forks(&daemon, TWO, 3);
     let seen: Vec<_> = forks.iter().map(|fork| Witness::ask(&daemon, &fork.id)).collect();
     for (fork, witness) in forks.iter().zip(&seen) {
         assert_eq!(witness.hostname, fork.hostname);

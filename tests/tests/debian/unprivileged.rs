@@ -30,5 +30,5 @@ fn a_user_in_group_kvm_can_fork() {
     assert_eq!(Witness::ask(&daemon, &fork.id).hostname, fork.hostname);
     println!("unprivileged: lazy loading {}", daemon.health().lazy_loading);
     daemon.build_null("null");
-    assert_eq!(daemon.forks("null", 4).len(), 4);
+    assert_eq!(guest::forks(&daemon, "null", 4).len(), 4);
 }
