@@ -94,7 +94,8 @@ impl Forkpoint {
         self.mailbox.clear();
         port.forkpoint(&mut self.mailbox);
         let resumed = Instant::now();
-        let header = self.adopt(&mut applier, resumed, environment).unwrap_or_else(|error| give_up(&chain(&error)));
+        let header =
+            self.adopt(&mut applier, resumed, environment).unwrap_or_else(|error| give_up(&chain(&error)));
         let port = if self.hooks.is_empty() {
             port
         } else {

@@ -92,10 +92,7 @@ impl Applier {
         self.random.reseed(&header.entropy).map_err(Error::Reseed)?;
         let passed = resumed.elapsed().as_nanos() as u64;
         let wall = header.wall_clock_ns.saturating_add(passed);
-        let now = Timespec {
-            tv_sec: (wall / 1_000_000_000) as i64,
-            tv_nsec: (wall % 1_000_000_000) as i64,
-        };
+        let now = Timespec { tv_sec: (wall / 1_000_000_000) as i64, tv_nsec: (wall % 1_000_000_000) as i64 };
         rustix::time::clock_settime(ClockId::Realtime, now)
             .map_err(|errno| Error::Clock(wall, errno.into()))?;
         rustix::system::sethostname(identity.hostname.as_bytes())
