@@ -48,8 +48,6 @@ pub struct Load<'a> {
     pub image: BorrowedFd<'a>,
     /// The root image.
     pub root: Option<BorrowedFd<'a>>,
-    /// Whether the image is incomplete.
-    pub lazy: bool,
 }
 
 /// The answer to a spawn: the fork's process id.
@@ -101,7 +99,7 @@ impl Zygote {
     async fn load(&self, load: Load<'_>) -> Result<(), Error> {
         let mut fds = vec![load.snapshot, load.image];
         fds.extend(load.root);
-        self.socket.send(&ToZygote::Load { root: load.root.is_some(), lazy: load.lazy }, &fds).await?;
+        self.socket.send(&ToZygote::Load { root: load.root.is_some() }, &fds).await?;
         match self.socket.receive::<FromZygote>().await? {
             Some((FromZygote::Loaded, _)) => Ok(()),
             Some((FromZygote::LoadFailed(failure), _)) => Err(Error::Refused(failure)),

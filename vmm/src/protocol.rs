@@ -21,15 +21,13 @@ pub enum ToZygote {
     Load {
         /// Whether a root image descriptor follows.
         root: bool,
-        /// Whether the image is incomplete, so that forks must register a userfaultfd.
-        lazy: bool,
     },
     /// Make a fork. Descriptor: the fork's end of its control socket. Answered by
     /// [`FromZygote::Spawned`] or [`FromZygote::SpawnFailed`]; later news come on the fork's own socket.
     Spawn {
         /// Chosen by `forkd`, repeated in the answer.
         token: u64,
-        /// As in [`ToZygote::Load`], for this fork: an image becomes complete while the zygote lives.
+        /// Whether the image is incomplete, so that the fork must register a userfaultfd.
         lazy: bool,
     },
 }

@@ -60,7 +60,6 @@ impl Template {
             snapshot: files.snapshot.as_fd(),
             image: files.image.reader.as_fd(),
             root: files.root.as_ref().map(AsFd::as_fd),
-            lazy: files.image.lazy,
         };
         let zygote = Zygote::start(&engine.spawner, load).await.map_err(|error| self.zygote_error(&error))?;
         Ok(Arc::new(Loaded {

@@ -66,10 +66,9 @@ pub fn serve(mut control: Channel) -> Result<(), Error> {
     // Before anything else: a daemon that is killed now takes this process with it.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
         .map_err(|error| Error::Process(error.into()))?;
-    let Some((ToZygote::Load { root, lazy }, fds)) = control.receive()? else {
+    let Some((ToZygote::Load { root }, fds)) = control.receive()? else {
         return Err(Error::BadMessage("the first message"));
     };
-    let _ = lazy;
     let zygote = match Zygote::load(fds, root, single) {
         Ok(zygote) => zygote,
         Err(failure) => return Ok(control.send(&FromZygote::LoadFailed(failure), &[])?),
