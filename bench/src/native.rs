@@ -64,15 +64,32 @@ fn main() -> anyhow::Result<()> {
     daemon.client.fork("bench");
     daemon.wait_complete("bench");
     let mut connection = Connection::open(&daemon.settings.socket())?;
+    if let Ok(pool) = std::env::var("POOL") {
+        let (low, rehearsal) = pool.split_once(':').context("POOL=N:REHEARSAL")?;
+        let body = format!(r#"{{"low":{low},"high":{low},"rehearsal":"{rehearsal}"}}"#);
+        connection.call("PUT", "/v1/templates/bench/pool", &body)?;
+    }
+    let mut phases: std::collections::BTreeMap<String, Vec<f64>> = Default::default();
     let mut acknowledged = Vec::with_capacity(requests);
     for _ in 0..requests {
+        if std::env::var("POOL").is_ok() {
+            loop {
+                let info = connection.call("GET", "/v1/templates/bench/pool", "")?;
+                if info["building"] == 0 && info["parked"] == info["low"] { break }
+                std::thread::sleep(std::time::Duration::from_millis(2));
+            }
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
         let began = Instant::now();
         let forks = connection.call("POST", "/v1/forks", r#"{"template":"bench"}"#)?;
         acknowledged.push(began.elapsed().as_secs_f64() * 1e3);
         let id = forks[0]["fork"]["id"].as_str().with_context(|| format!("no fork: {forks}"))?;
+        if std::env::var("POOL").is_ok() && forks[0]["fork"]["parked"] != true { eprintln!("miss: {forks}"); }
+        for (k, v) in forks[0]["fork"]["timings_us"].as_object().unwrap() { phases.entry(k.clone()).or_default().push(v.as_f64().unwrap()); }
         connection.call("DELETE", &format!("/v1/forks/{id}"), "")?;
     }
     report("native.null.no_pool.ack", &mut acknowledged);
+    for (k, mut v) in phases { v.sort_by(f64::total_cmp); eprintln!("{k}: p50 {} p99 {}", v[v.len()/2], v[v.len()*99/100]); }
     Ok(())
 }
 

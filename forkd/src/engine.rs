@@ -31,6 +31,8 @@ pub struct Engine {
     pub images: Images,
     /// Forks under construction.
     pub spawns: Arc<Semaphore>,
+    /// Parked forks under construction.
+    pub refills: Arc<Semaphore>,
     /// Builds under way.
     pub builds: Arc<Semaphore>,
     /// Most living forks.
@@ -54,6 +56,7 @@ impl Engine {
             spawner,
             images,
             spawns: Arc::new(Semaphore::new(limits::spawns_in_flight())),
+            refills: Arc::new(Semaphore::new(limits::refills_in_flight())),
             builds: Arc::new(Semaphore::new(limits::CONCURRENT_BUILDS)),
             max_forks: limits::raise_fd_limit(),
             generations,

@@ -32,10 +32,12 @@ use crate::{
 
 pub use console::Console;
 pub use create::{Request, create};
+pub use park::{Parked, Touched, park, working_set};
 pub use timings::monotonic_ns;
 
 mod console;
 mod create;
+mod park;
 mod supervise;
 mod timings;
 
@@ -69,6 +71,8 @@ pub struct Fork {
     pub metadata: Arc<BTreeMap<String, String>>,
     /// Milliseconds since 1970.
     pub created_unix_ms: u64,
+    /// Whether it came out of the pool.
+    pub parked: bool,
     identity: Mutex<Identity>,
     pid: OnceLock<i32>,
     /// Whether the pager serves it.
@@ -92,13 +96,14 @@ struct Handles {
 }
 
 impl Fork {
-    fn new(identity: Identity, socket: Arc<Socket>, request: &Request) -> Self {
+    fn new(identity: Identity, socket: Arc<Socket>, request: &Request, parked: bool) -> Self {
         Self {
             id: identity.id.clone(),
             name: request.choice.name.clone(),
             template: request.template.clone(),
             metadata: request.metadata.clone(),
             created_unix_ms: unix_ms(),
+            parked,
             identity: Mutex::new(identity),
             pid: OnceLock::new(),
             paged: AtomicBool::new(false),
@@ -151,6 +156,7 @@ impl Fork {
             generation: identity.generation,
             pid: self.pid.get().copied(),
             created_unix_ms: self.created_unix_ms,
+            parked: self.parked,
             metadata: (*self.metadata).clone(),
             timings_us,
         }

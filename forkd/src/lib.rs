@@ -19,6 +19,7 @@ pub mod identity;
 pub mod limits;
 pub mod names;
 pub mod pager;
+pub mod pool;
 pub mod process;
 pub mod reactor;
 pub mod registry;

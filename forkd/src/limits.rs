@@ -77,6 +77,21 @@ pub const TOOL_TIMEOUT: Duration = Duration::from_secs(1800);
 /// How long a zygote may take to read a snapshot's state.
 pub const LOAD_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// How long a fork may take to be parked, its rehearsal included; an emulated host is slow.
+pub const PARK_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Most forks a pool may hold.
+pub const MAX_POOL: u32 = 4096;
+
+/// How often a pool looks after itself when nothing happens.
+pub const POOL_TICK: Duration = Duration::from_secs(1);
+
+/// How long after its last request a pool shrinks to its low watermark.
+pub const POOL_IDLE: Duration = Duration::from_secs(60);
+
+/// Pause after a fork that could not be parked, doubled with each in a row.
+pub const POOL_PATIENCE: Duration = Duration::from_millis(100);
+
 /// How long a process that closed its control socket may take to exit before it is killed.
 pub const EXIT_GRACE: Duration = Duration::from_secs(2);
 
@@ -105,6 +120,11 @@ const FDS_RESERVED: u64 = 256;
 /// Forks under construction at once: more only lengthens the queue for the cores.
 pub fn spawns_in_flight() -> usize {
     2 * std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Parked forks under construction at once: refills leave cores to living forks.
+pub fn refills_in_flight() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| usize::from(cores).div_ceil(2))
 }
 
 /// Raises the descriptor limit to its maximum and returns how many forks it allows.

@@ -69,6 +69,12 @@ impl Process {
         let _ = pidfd_send_signal(self.fd.get_ref(), Signal::KILL);
     }
 
+    /// Whether it has not ended.
+    pub fn is_alive(&self) -> bool {
+        let probe = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        matches!(waitid(WaitId::PidFd(self.fd.get_ref().as_fd()), probe), Ok(None))
+    }
+
     /// Waits for its end and reaps it. To be called by one task only, once to completion.
     pub async fn wait(&self) -> io::Result<Exit> {
         loop {
@@ -90,6 +96,16 @@ impl Doomed {
     /// Takes charge of `process`.
     pub fn new(process: Process) -> Self {
         Self(Some(process))
+    }
+
+    /// Whether it has not ended.
+    pub fn is_alive(&self) -> bool {
+        self.0.as_ref().is_some_and(Process::is_alive)
+    }
+
+    /// Lets it live.
+    pub fn spare(mut self) -> Process {
+        self.0.take().expect("waited for once")
     }
 
     /// Waits for its end.

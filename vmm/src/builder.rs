@@ -16,7 +16,7 @@ use kvm_ioctls::Kvm;
 use crate::{
     channel::{self, Channel},
     devices::Devices,
-    machine::{self, About, BootFiles, ConsoleReader, EventLoopSeed, Halt, Machine, Observer, Source},
+    machine::{self, About, BootFiles, ConsoleReader, EventLoopSeed, Halt, Interrupter, Machine, Observer, Source},
     protocol::{BuildSpec, Failure, FailureKind, FromBuilder, StopReason, ToBuilder},
     vcpu, zygote,
 };
@@ -90,8 +90,9 @@ fn boot_and_save(
     let deadline = give_up_after(Duration::from_millis(spec.timeout_ms), control.clone(), tail.clone());
 
     let mut running = machine.resume(0, Arc::new(NotYet))?;
-    let forkpoint = match running.wait()? {
+    let forkpoint = match running.wait(&Interrupter::of_this_thread())? {
         Halt::Forkpoint(forkpoint) => forkpoint,
+        Halt::Interrupted => unreachable!("nobody else has the interrupter"),
         Halt::Ended(reason) => return Err(Error::Guest(describe(&reason, &tail))),
     };
     drop(deadline);

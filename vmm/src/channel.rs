@@ -1,6 +1,7 @@
 //! A control socket: packets of [`crate::protocol`] with file descriptors, blocking.
 
 use std::{
+    cell::RefCell,
     io::{self, IoSlice, IoSliceMut},
     mem::MaybeUninit,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -29,6 +30,12 @@ pub enum Error {
     /// The packet or its descriptors were cut off.
     #[error("control message was truncated; both sides must be of one build")]
     Truncated,
+}
+
+thread_local! {
+    // One for all sockets of a thread, since a packet is decoded as soon as it is there. Only the pages that the longest
+    // packet fills are ever touched.
+    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; MAX_MESSAGE]);
 }
 
 /// One end of a control socket.
@@ -91,11 +98,18 @@ impl Channel {
         &self,
         flags: RecvFlags,
     ) -> Result<Option<(M, Vec<OwnedFd>)>, Error> {
-        let mut bytes = vec![0; MAX_MESSAGE];
+        BUFFER.with_borrow_mut(|bytes| self.receive_into(bytes, flags))
+    }
+
+    fn receive_into<M: DeserializeOwned>(
+        &self,
+        bytes: &mut [u8],
+        flags: RecvFlags,
+    ) -> Result<Option<(M, Vec<OwnedFd>)>, Error> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let received = rustix::io::retry_on_intr(|| {
-            let mut packet = [IoSliceMut::new(&mut bytes)];
+            let mut packet = [IoSliceMut::new(bytes)];
             rustix::net::recvmsg(&self.socket, &mut packet, &mut ancillary, flags | RecvFlags::CMSG_CLOEXEC)
         })
         .map_err(io::Error::from)?;

@@ -58,7 +58,7 @@ pub enum FromZygote {
 /// To a fork.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum ToFork {
-    /// Give identity and run. Answered by [`FromFork::Acknowledged`]. Sent once.
+    /// Give identity and run. Answered by [`FromFork::Acknowledged`]. Sent to a parked fork, or one that is to park.
     Activate {
         /// Encoded mailbox ([`forkling_proto::mailbox::encode`]); the fork writes it as it is.
         mailbox: Vec<u8>,
@@ -70,6 +70,14 @@ pub enum ToFork {
     Connect {
         /// Guest port.
         port: u32,
+    },
+    /// Go back to the template's forkpoint: every byte of the guest's memory and all its state are the template's again,
+    /// connections are closed. Answered by [`FromFork::Parked`], before which nothing else is to be sent.
+    Rewind {
+        /// Keep the pages the guest wrote as private copies: faster for what runs next, at the price of their memory.
+        keep_writes: bool,
+        /// Tell first what the guest touched since the fork was made ([`FromFork::WorkingSet`]).
+        report: bool,
     },
     /// Save the machine when the guest reaches its next forkpoint (the caller makes the agent go there).
     /// Descriptor: an empty snapshot directory (writable). Answered by [`FromFork::Saved`]; the guest then goes on
@@ -90,8 +98,15 @@ pub enum FromFork {
         /// Length of the mapping in bytes; offset 0 is offset 0 of the image.
         len: u64,
     },
-    /// Built, restored and waiting for [`ToFork::Activate`].
+    /// Restored, or rewound, and waiting for [`ToFork::Activate`].
     Parked(Stamps),
+    /// What the guest touched, as far as page tables tell (the kernel maps the neighbours of a page that is read).
+    WorkingSet {
+        /// Pages read and not written: first page of the image and how many.
+        read: Vec<PageRun>,
+        /// Pages written.
+        write: Vec<PageRun>,
+    },
     /// The guest acknowledged its identity.
     Acknowledged {
         /// From the acknowledgement, equal to the mailbox's.
@@ -110,6 +125,12 @@ pub enum FromFork {
     /// New bytes of the serial console (at most 4 KiB a message, rate limited; the ring keeps the last 64 KiB).
     Console(Vec<u8>),
 }
+
+/// Neighbouring pages of 4 KiB of an image: number of the first, and how many.
+pub type PageRun = (u64, u64);
+
+/// Most runs in one list of a [`FromFork::WorkingSet`]; what exceeds it is left out, it is a hint.
+pub const MAX_PAGE_RUNS: usize = 4096;
 
 /// To the builder of a template.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -88,6 +88,7 @@ fn plan(engine: &Engine, request: &CreateForks, received_ns: u64) -> Result<Vec<
         template: template.clone(),
         choice: Choice { hostname: request.hostname.clone(), name, env: env.clone(), param: request.param },
         metadata: metadata.clone(),
+        pool: request.pool,
         deadline,
         received_ns,
     };

@@ -4,12 +4,12 @@ use axum::{Json, extract::State, http::StatusCode, response::Response};
 
 use super::{
     Shared,
-    error::{Error, ErrorAnswer},
+    error::{Code, Error, ErrorAnswer},
     extract::{Body, Name},
     ndjson,
-    types::{BuildEvent, BuildTemplate, TemplateInfo, Templates},
+    types::{BuildEvent, BuildTemplate, PoolInfo, PoolSettings, TemplateInfo, Templates},
 };
-use crate::template::build as building;
+use crate::{limits::MAX_POOL, pool::keep, template::build as building};
 
 /// Builds a template. Answers with one event a line; the last is `done` or `error`. Going away cancels the build.
 #[utoipa::path(
@@ -50,6 +50,38 @@ pub async fn inspect(State(shared): State<Shared>, Name(name): Name) -> Result<J
 pub async fn remove(State(shared): State<Shared>, Name(name): Name) -> Result<StatusCode, Error> {
     building::delete(&shared.engine, &name).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Shows a template's pool.
+#[utoipa::path(
+    get, path = "/v1/templates/{name}/pool", tag = "templates", params(("name" = String, Path)),
+    responses((status = 200, body = PoolInfo), (status = "default", body = ErrorAnswer))
+)]
+pub async fn pool(State(shared): State<Shared>, Name(name): Name) -> Result<Json<PoolInfo>, Error> {
+    Ok(Json(shared.engine.registry.template(&name)?.pool().info()))
+}
+
+/// Says how many parked forks a template should have. They are made in the background.
+#[utoipa::path(
+    put, path = "/v1/templates/{name}/pool", tag = "templates", request_body = PoolSettings,
+    params(("name" = String, Path)),
+    responses((status = 200, body = PoolInfo), (status = "default", body = ErrorAnswer))
+)]
+pub async fn set_pool(
+    State(shared): State<Shared>,
+    Name(name): Name,
+    Body(settings): Body<PoolSettings>,
+) -> Result<Json<PoolInfo>, Error> {
+    let PoolSettings { low, high, .. } = settings;
+    if high > MAX_POOL || low > high {
+        let message = format!("low is {low} and high is {high}; high is at most {MAX_POOL}, low at most high");
+        return Err(Error::new(Code::InvalidRequest, message));
+    }
+    let template = shared.engine.registry.template(&name)?;
+    if template.pool().configure(settings).start {
+        tokio::spawn(keep(shared.engine.clone(), template.clone()));
+    }
+    Ok(Json(template.pool().info()))
 }
 
 /// Loads a template: a cold one ahead of its first fork, a broken one anew.

@@ -5,13 +5,16 @@ use std::{collections::BTreeMap, sync::Arc};
 use forkling_vmm::protocol::ToFork;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Fork, Status, supervise::Supervisor};
+use super::{Fork, Parked, Status, supervise::Supervisor};
 use crate::{
-    api::error::{Code, Error, chain},
-    control,
+    api::{
+        error::{Code, Error, chain},
+        types::PoolUse,
+    },
+    control::{self, Socket},
     engine::Engine,
     identity::{Choice, Identity},
-    template::Template,
+    template::{Loaded, Template},
 };
 
 /// One fork to make.
@@ -23,6 +26,8 @@ pub struct Request {
     pub choice: Choice,
     /// Kept with it.
     pub metadata: Arc<BTreeMap<String, String>>,
+    /// Whether a parked fork may serve.
+    pub pool: PoolUse,
     /// When the caller gives up.
     pub deadline: Instant,
     /// When the request was read; CLOCK_MONOTONIC in nanoseconds.
@@ -63,21 +68,73 @@ type Outcome = tokio::sync::oneshot::Receiver<Result<(), Error>>;
 /// Sends all that the fork needs, in one go, and leaves it to its supervisor.
 async fn begin(engine: &Arc<Engine>, request: Request) -> Result<(Unclaimed, Outcome), Error> {
     let loaded = request.template.ready(engine).await?;
-    let permit = engine.spawns.clone().acquire_owned().await;
-    let permit = permit.map_err(|_| Error::new(Code::ShuttingDown, "the daemon is ending"))?;
-    let generation = engine.generation()?;
-    let identity = Identity::new(&request.choice, generation);
+    if request.pool == PoolUse::Use {
+        while let Some(parked) = request.template.pool().claim() {
+            if let Some(begun) = activate(engine, &request, parked).await? {
+                return Ok(begun);
+            }
+        }
+    }
+    make(engine, &request, &loaded).await
+}
+
+/// A new fork's record, entered, and what activates it.
+fn enter(
+    engine: &Engine,
+    request: &Request,
+    socket: &Arc<Socket>,
+    parked: bool,
+) -> Result<(Unclaimed, ToFork), Error> {
+    let identity = Identity::new(&request.choice, engine.generation()?);
     let mailbox =
         identity.mailbox().map_err(|error| Error::new(Code::EnvironmentTooLarge, error.to_string()))?;
+    let fork = Arc::new(Fork::new(identity, socket.clone(), request, parked));
+    engine.registry.insert_fork(&fork, engine.max_forks)?;
+    // From here on the registry knows it, so every way out goes through the supervisor or kills it.
+    Ok((Unclaimed(fork), ToFork::Activate { mailbox, advance_monotonic: false }))
+}
+
+/// Gives a parked fork its identity. `None`: it had died meanwhile.
+async fn activate(
+    engine: &Arc<Engine>,
+    request: &Request,
+    parked: Parked,
+) -> Result<Option<(Unclaimed, Outcome)>, Error> {
+    let (unclaimed, activate) = match enter(engine, request, &parked.socket, true) {
+        Ok(entered) => entered,
+        Err(error) => {
+            request.template.pool().give_back(parked);
+            return Err(error);
+        }
+    };
+    if let Err(error) = parked.socket.send(&activate, &[]).await {
+        tracing::debug!(%error, "a parked fork had died");
+        unclaimed.0.kill("failed", "it had died in the pool; another one took its place");
+        engine.registry.fork_died(&unclaimed.0);
+        return Ok(None);
+    }
+    let (socket, process) = parked.take();
+    let fork = unclaimed.0.clone();
+    let (supervisor, outcome) = Supervisor::new(engine.clone(), fork, socket, None, request.received_ns);
+    tokio::spawn(supervisor.run_parked(process));
+    Ok(Some((unclaimed, outcome)))
+}
+
+/// Makes a fork from nothing.
+async fn make(
+    engine: &Arc<Engine>,
+    request: &Request,
+    loaded: &Arc<Loaded>,
+) -> Result<(Unclaimed, Outcome), Error> {
+    let permit = engine.spawns.clone().acquire_owned().await;
+    let permit = permit.map_err(|_| Error::new(Code::ShuttingDown, "the daemon is ending"))?;
     let failed = |error: &control::Error| {
         Error::new(Code::ForkFailed, "cannot reach the template's zygote").because(chain(error))
     };
     let (socket, theirs) = control::pair().map_err(|error| failed(&error.into()))?;
     let socket = Arc::new(socket);
-    let fork = Arc::new(Fork::new(identity, socket.clone(), &request));
-    engine.registry.insert_fork(&fork, engine.max_forks)?;
-    // From here on the registry knows it, so every way out goes through the supervisor or kills it.
-    let unclaimed = Unclaimed(fork.clone());
+    let (unclaimed, activate) = enter(engine, request, &socket, false)?;
+    let fork = unclaimed.0.clone();
     let lazy = loaded.is_lazy();
     let spawned = match loaded.zygote.spawn(theirs, lazy).await {
         Ok(spawned) => spawned,
@@ -87,10 +144,10 @@ async fn begin(engine: &Arc<Engine>, request: Request) -> Result<(Unclaimed, Out
             return Err(failed(&error));
         }
     };
-    let activate = ToFork::Activate { mailbox, advance_monotonic: false };
     // The fork reads it when it is ready; a fork that is never made is reported by the zygote.
     let sent = socket.send(&activate, &[]).await;
-    let (supervisor, outcome) = Supervisor::new(engine.clone(), fork, socket, permit, request.received_ns);
+    let (supervisor, outcome) =
+        Supervisor::new(engine.clone(), fork, socket, Some(permit), request.received_ns);
     tokio::spawn(supervisor.run(spawned));
     if let Err(error) = sent {
         tracing::debug!(%error, "activation was not sent");

@@ -44,11 +44,10 @@ impl Supervisor {
         engine: Arc<Engine>,
         fork: Arc<Fork>,
         socket: Arc<Socket>,
-        permit: OwnedSemaphorePermit,
+        permit: Option<OwnedSemaphorePermit>,
         received_ns: u64,
     ) -> (Self, oneshot::Receiver<Result<(), Error>>) {
         let (sender, outcome) = oneshot::channel();
-        let permit = Some(permit);
         (Self { engine, fork, socket, permit, received_ns, outcome: Some(sender), last_words: None }, outcome)
     }
 
@@ -68,6 +67,16 @@ impl Supervisor {
                 message: "the template's zygote is gone".to_owned(),
             }),
         }
+        self.settle().await;
+    }
+
+    /// Watches a fork out of the pool until its process is reaped.
+    pub async fn run_parked(mut self, process: Process) {
+        self.watch(Arc::new(process)).await;
+        self.settle().await;
+    }
+
+    async fn settle(self) {
         *self.fork.handles() = Handles { socket: None, process: None };
         self.engine.registry.fork_died(&self.fork);
         self.fork.agent.lock().await.take();
@@ -117,6 +126,8 @@ impl Supervisor {
             FromFork::Acknowledged { generation, nonce, stamps } => {
                 self.acknowledged(generation, nonce, &stamps)
             }
+            // Nobody asked for one.
+            FromFork::WorkingSet { .. } => {}
             FromFork::Saved => drop(self.saved(Ok(()))),
             FromFork::Failed(failure) => {
                 if !self.saved(Err(failure.clone())) {

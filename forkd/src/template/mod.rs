@@ -27,6 +27,7 @@ use crate::{
         types::{TemplateInfo, TemplateState},
     },
     engine::Engine,
+    pool::Pool,
     zygote::Zygote,
 };
 
@@ -65,6 +66,7 @@ pub struct Template {
     pub record: Record,
     dir: PathBuf,
     live: Mutex<Live>,
+    pool: Pool,
     /// Held while it is loaded: once, however many forks wait for it.
     loading: tokio::sync::Mutex<()>,
 }
@@ -72,7 +74,7 @@ pub struct Template {
 impl Template {
     /// The template in `dir`, cold.
     pub fn new(record: Record, dir: PathBuf) -> Self {
-        Self { record, dir, live: Mutex::new(Live::Cold), loading: tokio::sync::Mutex::new(()) }
+        Self { record, dir, live: Mutex::new(Live::Cold), pool: Pool::default(), loading: tokio::sync::Mutex::new(()) }
     }
 
     /// The template in `dir` whose record cannot be read; it can only be removed.
@@ -85,6 +87,17 @@ impl Template {
     /// Its name.
     pub fn name(&self) -> &str {
         &self.record.spec.name
+    }
+
+    /// Its parked forks.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// Whether it was removed.
+    pub fn is_retired(&self) -> bool {
+        let live = self.live.lock().expect("no panic under this lock");
+        matches!(&*live, Live::Broken(error) if error.code == Code::TemplateNotFound)
     }
 
     /// Its snapshot directory.
@@ -133,11 +146,13 @@ impl Template {
         if let Live::Ready(loaded) = self.swap(Live::Broken(gone)) {
             loaded.zygote.kill();
         }
+        self.pool.drain();
         engine.images.forget(self.name());
     }
 
     /// Makes it cold. Returns its zygote, which is being killed.
     pub fn unload(&self) -> Option<Arc<Zygote>> {
+        self.pool.drain();
         let Live::Ready(loaded) = self.swap(Live::Cold) else { return None };
         loaded.zygote.kill();
         Some(loaded.zygote.clone())
@@ -164,6 +179,7 @@ impl Template {
             zygote_pid,
             resident_bytes: engine.images.resident_bytes(self.name()),
             disk_bytes: self.record.disk_bytes,
+            pool: self.pool.info(),
             spec: self.record.spec.clone(),
         }
     }

@@ -210,6 +210,22 @@ impl Devices {
         }
     }
 
+    /// Goes to saved states in place: streams of the guest are closed, console output that was not read is lost.
+    /// [`Self::kick`] is to be called next. The caller has stopped the vCPUs and the event loop.
+    /// Errors: as for [`Self::restore`].
+    pub fn rewind(&self, states: &DeviceStates) -> Result<(), Error> {
+        let DeviceStates { serial, cmos, vsock, pmem, rng } = states;
+        lock(&self.serial).rewind(serial)?;
+        *lock(&self.cmos) = Cmos::restore(cmos)?;
+        self.vsock.rewind(vsock)?;
+        match (&self.pmem, pmem) {
+            (None, None) => {}
+            (Some(device), Some(state)) => device.rewind(state)?,
+            (device, _) => return Err(Error::Root { given: device.is_some() }),
+        }
+        self.rng.rewind(rng)
+    }
+
     /// Every interrupt: its GSI and the eventfd to make an irqfd of.
     pub fn interrupts(&self) -> impl Iterator<Item = (u32, &EventFd)> {
         let pmem = self.pmem.iter().map(|pmem| (Slot::Pmem.gsi(), pmem.irq()));

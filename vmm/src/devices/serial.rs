@@ -60,8 +60,17 @@ impl Serial {
 
     /// Continues from a saved state. Errors: a register holds bits the UART does not have; no eventfd.
     pub fn restore(state: &SerialState, backend: Backend) -> Result<Self, Error> {
-        let checked = state.validate()?;
-        let uart = Uart::from_state(&checked, Self::line()?, NoEvents, Ring::new(backend.waker))
+        Self::with(state, Self::line()?, Ring::new(backend.waker))
+    }
+
+    /// Goes to a saved state in place; output that was not read is lost. Errors: as for [`Self::restore`].
+    pub fn rewind(&mut self, state: &SerialState) -> Result<(), Error> {
+        *self = Self::with(state, Line(self.irq()), self.uart.writer().successor())?;
+        Ok(())
+    }
+
+    fn with(state: &SerialState, line: Line, ring: Ring) -> Result<Self, Error> {
+        let uart = Uart::from_state(&state.validate()?, line, NoEvents, ring)
             .map_err(|_| Error::Field { device: "serial", field: "in_buffer" })?;
         Ok(Self { uart })
     }

@@ -101,6 +101,13 @@ impl EventLoop {
         Ok(RunningLoop { waker, registry, source, stop, thread })
     }
 
+    /// Serves another source from [`RunningLoop::watch_source`] on, and its present one no more.
+    pub fn with_source(self, source: Box<dyn Source>) -> Result<Self, Error> {
+        let watched = self.source.descriptor().as_raw_fd();
+        self.poll.registry().deregister(&mut SourceFd(&watched)).map_err(Error::EventLoop)?;
+        Ok(Self { source, ..self })
+    }
+
     fn round(&mut self, events: &mut Events) {
         match self.poll.poll(events, None) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return,

@@ -15,7 +15,7 @@ pub use build::BootFiles;
 pub use event_loop::{ConsoleReader, EventLoop, EventLoopSeed, RunningLoop, Source};
 pub use forkpoint::Forkpoint;
 pub use restore::{PreparedMachine, Steps};
-pub use run::{Halt, Observer, Running};
+pub use run::{Halt, Interrupter, Observer, Running};
 pub use save::{About, MachineState};
 
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
@@ -55,6 +55,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// Guest memory could not be made equal to the image again.
+    #[error("cannot rewind guest memory")]
+    Rewind(#[source] io::Error),
     /// Guest memory could not be accessed where it must exist.
     #[error("guest memory is not accessible")]
     Memory(#[source] vm_memory::GuestMemoryError),

@@ -1,6 +1,6 @@
 //! Restoring a machine from a snapshot: what is done once per template, and what once per fork.
 
-use std::sync::Arc;
+use std::{fs::File, sync::Arc};
 
 use kvm_ioctls::{Cap, Kvm};
 
@@ -9,7 +9,7 @@ use crate::{
     devices::{DeviceStates, Devices},
     memory::{guest::GuestMemory, layout},
     sys::mapping::Mapping,
-    vcpu::{self, PreparedVcpu, Vcpu, cpuid},
+    vcpu::{self, PreparedVcpu, Vcpu, VcpuState, cpuid},
     vm::{self, Vm, VmState},
 };
 
@@ -19,6 +19,8 @@ pub struct PreparedMachine {
     vm: VmState,
     vcpus: Vec<PreparedVcpu>,
     devices: DeviceStates,
+    /// Whether anybody reads the clock that [`Vm::set_clock`] sets.
+    kvmclock: bool,
 }
 
 impl PreparedMachine {
@@ -38,13 +40,14 @@ impl PreparedMachine {
         for vcpu in &vcpus {
             cpuid::compatible(vcpu.cpuid(), &supported)?;
         }
+        let kvmclock = vcpus.iter().any(VcpuState::uses_kvmclock);
         let xsave_size = usize::try_from(kvm.check_extension_int(Cap::Xsave2)).unwrap_or(0);
         let vcpus = vcpus
             .into_iter()
             .zip(0..)
             .map(|(vcpu, id)| vcpu.prepare(id, xsave_size))
             .collect::<Result<_, _>>()?;
-        Ok(Self { forkpoint, vm, vcpus, devices })
+        Ok(Self { forkpoint, vm, vcpus, devices, kvmclock })
     }
 
     /// Where forks of this machine stand.
@@ -57,7 +60,9 @@ impl PreparedMachine {
         for (vcpu, prepared) in machine.state.vcpus.iter().zip(&self.vcpus) {
             vcpu.restart_clock(prepared, advance_monotonic)?;
         }
-        machine.core.vm.set_clock(&self.vm.clock, advance_monotonic)?;
+        if self.kvmclock {
+            machine.core.vm.set_clock(&self.vm.clock, advance_monotonic)?;
+        }
         Ok(())
     }
 }
@@ -95,6 +100,23 @@ impl Machine<Paused> {
         let devices = Devices::restore(&prepared.devices, backends, memory.ram().clone())?;
         connect(&vm, &devices)?;
         Ok(Self { core: Core { vm, memory, devices: Arc::new(devices) }, state: Paused { vcpus } })
+    }
+}
+
+impl Machine<Paused> {
+    /// Takes a machine that has run back to the prepared state, in place: the guest cannot tell it from a new one. Its
+    /// event loop stands still. Clocks stand until [`PreparedMachine::restart_clocks`]; devices wait for their kick.
+    ///
+    /// With `keep`, pages the guest has written stay private copies, which costs their memory and saves the guest from
+    /// copying them again ([`GuestMemory::rewind`]).
+    pub fn rewind(&self, prepared: &PreparedMachine, image: &File, keep: bool) -> Result<(), Error> {
+        self.core.memory.rewind(image, keep).map_err(Error::Rewind)?;
+        for (vcpu, prepared) in self.state.vcpus.iter().zip(&prepared.vcpus) {
+            vcpu.rewind(prepared)?;
+        }
+        // After the vCPUs, as in a restore.
+        self.core.vm.restore_irqchips(&prepared.vm)?;
+        Ok(self.core.devices.rewind(&prepared.devices)?)
     }
 }
 

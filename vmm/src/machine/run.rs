@@ -34,8 +34,31 @@ pub trait Observer: Send + Sync {
 pub enum Halt {
     /// The guest is at a forkpoint.
     Forkpoint(Forkpoint),
+    /// Somebody outside wants the machine ([`Interrupter`]).
+    Interrupted,
     /// The guest ended or cannot go on.
     Ended(StopReason),
+}
+
+/// Makes the machine whose lead vCPU runs on the thread that made this stand still.
+#[derive(Clone, Debug)]
+pub struct Interrupter {
+    wanted: Arc<AtomicBool>,
+    lead: KickHandle,
+}
+
+impl Interrupter {
+    /// For machines that the calling thread runs.
+    pub fn of_this_thread() -> Self {
+        Self { wanted: Arc::new(AtomicBool::new(false)), lead: KickHandle::of_this_thread() }
+    }
+
+    /// Ends the current [`Machine::wait`], or the next one, with [`Halt::Interrupted`].
+    pub fn interrupt(&self) {
+        self.wanted.store(true, Ordering::SeqCst);
+        // The thread is the process's first and lives as long as it.
+        let _ = self.lead.kick();
+    }
 }
 
 /// The state of a machine whose vCPUs run.
@@ -88,10 +111,15 @@ impl Machine<Paused> {
 }
 
 impl Machine<Running> {
-    /// Runs the lead vCPU until any vCPU halts. The others go on running until [`Machine::pause`].
-    pub fn wait(&mut self) -> Result<Halt, Error> {
+    /// Runs the lead vCPU until any vCPU halts or `interrupter` is used. The others go on running until
+    /// [`Machine::pause`].
+    pub fn wait(&mut self, interrupter: &Interrupter) -> Result<Halt, Error> {
         let Running { lead, shared, .. } = &mut self.state;
         loop {
+            // Before each entry: an interruption that came between two of them kicked nobody.
+            if interrupter.wanted.swap(false, Ordering::SeqCst) {
+                return Ok(Halt::Interrupted);
+            }
             if let Some(halt) = shared.drive(lead)? {
                 return Ok(halt);
             }

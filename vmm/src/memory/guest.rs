@@ -1,6 +1,11 @@
 //! A guest's memory in this process: one mapping, seen by KVM as memslots and by devices as [`GuestRam`].
 
-use std::{io, os::fd::AsFd};
+use std::{
+    fs::File,
+    io,
+    ops::Range,
+    os::{fd::AsFd, unix::fs::FileExt},
+};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
@@ -8,7 +13,13 @@ use super::{
     GuestRam,
     layout::{self, RamRegion},
 };
-use crate::sys::mapping::Mapping;
+use crate::sys::{
+    mapping::Mapping,
+    pagemap::{Pagemap, Pages},
+};
+
+/// Bytes copied at a time by [`GuestMemory::rewind`].
+const REWIND_PIECE: u64 = 64 * 1024;
 
 /// The memory of one guest.
 #[derive(Clone, Debug)]
@@ -60,6 +71,62 @@ impl GuestMemory {
         let region = self.regions.iter().find(|region| offset.wrapping_sub(region.offset) < region.len);
         let region = region.ok_or(GuestMemoryError::InvalidGuestAddress(GuestAddress(offset)))?;
         self.ram.read_slice(buffer, GuestAddress(region.gpa + offset - region.offset))
+    }
+
+    /// Makes a copy-on-write view equal to its `image` again. The pages it has copies of are overwritten with what the
+    /// image has there (`keep`: they stay private, and so stay mapped writable in the guest's second-stage tables), or
+    /// thrown away.
+    ///
+    /// # Errors
+    /// When the page tables or the image cannot be read.
+    pub fn rewind(&self, image: &File, keep: bool) -> io::Result<()> {
+        let mut buffer = if keep { vec![0; REWIND_PIECE as usize] } else { Vec::new() };
+        for range in self.private()? {
+            if !keep {
+                self.mapping.discard(range.start, range.end - range.start)?;
+                continue;
+            }
+            for start in range.clone().step_by(REWIND_PIECE as usize) {
+                let piece = &mut buffer[..(range.end - start).min(REWIND_PIECE) as usize];
+                image.read_exact_at(piece, start)?;
+                self.write_image(start, piece).map_err(io::Error::other)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The pages the process has copies of, as byte ranges of the image.
+    ///
+    /// # Errors
+    /// When the page tables cannot be read.
+    pub fn private(&self) -> io::Result<Vec<Range<u64>>> {
+        self.pages(Pages::Private)
+    }
+
+    /// The pages of the image that are in the process's page tables, as byte ranges.
+    ///
+    /// # Errors
+    /// When the page tables cannot be read.
+    pub fn shared(&self) -> io::Result<Vec<Range<u64>>> {
+        self.pages(Pages::Shared)
+    }
+
+    fn pages(&self, wanted: Pages) -> io::Result<Vec<Range<u64>>> {
+        let start = self.mapping.address();
+        let found = Pagemap::own()?.find(wanted, start, self.bytes())?;
+        Ok(found.into_iter().map(|range| range.start - start..range.end - start).collect())
+    }
+
+    fn write_image(&self, offset: u64, bytes: &[u8]) -> Result<(), GuestMemoryError> {
+        let mut rest = bytes;
+        for region in self.regions.iter().filter(|region| offset + bytes.len() as u64 > region.offset) {
+            let at = offset + (bytes.len() - rest.len()) as u64;
+            let Some(left) = (region.offset + region.len).checked_sub(at) else { continue };
+            let (now, later) = rest.split_at(rest.len().min(left as usize));
+            self.ram.write_slice(now, GuestAddress(region.gpa + at - region.offset))?;
+            rest = later;
+        }
+        Ok(())
     }
 
     /// Size in bytes.

@@ -58,14 +58,9 @@ pub struct Kickable(());
 impl Kickable {
     /// Makes the calling thread kickable for `vcpu`, which it must run itself and not drop before this value.
     pub fn enter(vcpu: &mut VcpuFd) -> (Self, KickHandle) {
-        install_handler();
         let flag = ptr::from_mut(&mut vcpu.get_kvm_run().immediate_exit).cast::<AtomicU8>();
         IMMEDIATE_EXIT.set(flag);
-        let handle = KickHandle {
-            process: std::process::id() as i32,
-            thread: rustix::thread::gettid().as_raw_nonzero().get(),
-        };
-        (Self(()), handle)
+        (Self(()), KickHandle::of_this_thread())
     }
 }
 
@@ -76,6 +71,13 @@ impl Drop for Kickable {
 }
 
 impl KickHandle {
+    /// Of the calling thread. Until it enters [`Kickable`] and after, a kick has no effect.
+    pub fn of_this_thread() -> Self {
+        install_handler();
+        let thread = rustix::thread::gettid().as_raw_nonzero().get();
+        Self { process: std::process::id() as i32, thread }
+    }
+
     /// Makes the thread's current or next KVM_RUN return.
     pub fn kick(&self) -> io::Result<()> {
         // SAFETY: tgkill takes plain numbers; a wrong thread id gives ESRCH.

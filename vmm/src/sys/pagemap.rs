@@ -1,41 +1,73 @@
-//! How much of a private mapping is really private: pages the process has written, and shares with nobody.
+//! Which pages of a private mapping are really private: written by the process, and shared with nobody.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader};
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, ioctl, opcode};
 
-/// Whose memory is looked at.
+/// Page size in bytes.
+const PAGE: u64 = 4096;
+
+/// Which pages of a mapping are asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Process {
-    /// This process.
-    Own,
-    /// Another one, which this process may trace.
-    Other(u32),
+pub enum Pages {
+    /// The process's own copies, in memory or swapped out.
+    Private,
+    /// Pages of the mapped file that are in the process's page tables.
+    Shared,
 }
 
-impl Process {
-    fn open(self, file: &str) -> io::Result<File> {
-        match self {
-            Self::Own => File::open(format!("/proc/self/{file}")),
-            Self::Other(pid) => File::open(format!("/proc/{pid}/{file}")),
+/// A process's page tables as `/proc/PID/pagemap` shows them.
+#[derive(Debug)]
+pub struct Pagemap(File);
+
+impl Pagemap {
+    /// Of this process.
+    ///
+    /// # Errors
+    /// When `/proc` is not mounted.
+    pub fn own() -> io::Result<Self> {
+        File::open("/proc/self/pagemap").map(Self)
+    }
+
+    /// Of another process, which this one may trace.
+    ///
+    /// # Errors
+    /// When it is gone, or may not be traced (EPERM).
+    pub fn of(pid: i32) -> io::Result<Self> {
+        File::open(format!("/proc/{pid}/pagemap")).map(Self)
+    }
+
+    /// The wanted pages of `[address, address + len)`, one private file mapping, as byte ranges of addresses in
+    /// ascending order. By PAGEMAP_SCAN (Linux 6.7), elsewhere by reading an entry for each page.
+    ///
+    /// # Errors
+    /// Those of the kernel.
+    pub fn find(&self, wanted: Pages, address: u64, len: u64) -> io::Result<Vec<Range<u64>>> {
+        match scan(&self.0, wanted, address, len) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => read(&self.0, wanted, address, len),
+            result => result,
         }
     }
 }
 
-/// Bytes of `[address, address + len)`, one private mapping, that are the process's own copies, in memory or swapped
-/// out. By PAGEMAP_SCAN (Linux 6.7), elsewhere from smaps, which is slower.
-pub fn private_bytes(process: Process, address: u64, len: u64) -> io::Result<u64> {
-    match scan(&process.open("pagemap")?, address, len) {
-        Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => from_smaps(process, address, len),
-        result => result,
-    }
+/// Bytes in all ranges.
+pub fn total(ranges: &[Range<u64>]) -> u64 {
+    ranges.iter().map(|range| range.end - range.start).sum()
 }
 
-fn scan(pagemap: &File, address: u64, len: u64) -> io::Result<u64> {
+fn scan(pagemap: &File, wanted: Pages, address: u64, len: u64) -> io::Result<Vec<Range<u64>>> {
     let end = address + len;
+    let (inverted, mask) = match wanted {
+        // Neither in the page cache nor the page of zeros, and there at all.
+        Pages::Private => (IS_FILE | IS_ZERO, IS_FILE | IS_ZERO),
+        Pages::Shared => (0, IS_FILE | IS_PRESENT),
+    };
     let mut regions = vec![PageRegion::default(); REGIONS];
-    let (mut from, mut bytes) = (address, 0);
+    let mut from = address;
+    let mut pages = Vec::new();
     while from < end {
         let mut request = ScanRequest {
             size: size_of::<ScanRequest>() as u64,
@@ -43,44 +75,56 @@ fn scan(pagemap: &File, address: u64, len: u64) -> io::Result<u64> {
             end,
             vec: regions.as_mut_ptr() as u64,
             vec_len: REGIONS as u64,
-            // Neither in the page cache nor the page of zeros, and there at all.
-            category_inverted: IS_FILE | IS_ZERO,
-            category_mask: IS_FILE | IS_ZERO,
+            category_inverted: inverted,
+            category_mask: mask,
             category_anyof_mask: IS_PRESENT | IS_SWAPPED,
-            return_mask: IS_PRESENT | IS_SWAPPED,
+            return_mask: IS_FILE,
             ..ScanRequest::default()
         };
         // SAFETY: the kernel fills at most `vec_len` regions at `vec`, which is `regions`, alive and not otherwise
         // borrowed, and writes `request`.
         let found = unsafe { ioctl(pagemap, Scan(&mut request)) }?;
-        bytes += regions[..found].iter().map(|region| region.end - region.start).sum::<u64>();
+        regions[..found].iter().for_each(|region| add(&mut pages, region.start..region.end));
         if request.walk_end <= from {
             return Err(io::Error::other("PAGEMAP_SCAN makes no progress"));
         }
         from = request.walk_end;
     }
-    Ok(bytes)
+    Ok(pages)
 }
 
-/// Sums `Anonymous` and `Swap` of the mappings inside the range (proc_pid_smaps(5)).
-fn from_smaps(process: Process, address: u64, len: u64) -> io::Result<u64> {
-    let (mut inside, mut kib) = (false, 0);
-    for line in BufReader::new(process.open("smaps")?).lines() {
-        let line = line?;
-        let mut words = line.split_ascii_whitespace();
-        let (first, second) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-        if let Some((start, end)) = parse_range(first) {
-            inside = start >= address && end <= address + len;
-        } else if inside && matches!(first, "Anonymous:" | "Swap:") {
-            kib += second.parse::<u64>().map_err(|_| io::Error::other("smaps has an unknown form"))?;
+/// One 64-bit entry a page (Documentation/admin-guide/mm/pagemap.rst).
+fn read(pagemap: &File, wanted: Pages, address: u64, len: u64) -> io::Result<Vec<Range<u64>>> {
+    const PRESENT: u64 = 1 << 63;
+    const SWAPPED: u64 = 1 << 62;
+    const OF_FILE: u64 = 1 << 61;
+    const ENTRY: u64 = size_of::<u64>() as u64;
+    let is_wanted = |entry: u64| match wanted {
+        Pages::Private => entry & (PRESENT | SWAPPED) != 0 && entry & OF_FILE == 0,
+        Pages::Shared => entry & PRESENT != 0 && entry & OF_FILE != 0,
+    };
+    let mut buffer = vec![0; 16 * 1024];
+    let mut pages = Vec::new();
+    let (mut page, end) = (address / PAGE, (address + len) / PAGE);
+    while page < end {
+        let wanted_bytes = buffer.len().min(((end - page) * ENTRY) as usize);
+        pagemap.read_exact_at(&mut buffer[..wanted_bytes], page * ENTRY)?;
+        for entry in buffer[..wanted_bytes].chunks_exact(ENTRY as usize) {
+            if is_wanted(u64::from_le_bytes(entry.try_into().expect("eight bytes"))) {
+                add(&mut pages, page * PAGE..(page + 1) * PAGE);
+            }
+            page += 1;
         }
     }
-    Ok(kib * 1024)
+    Ok(pages)
 }
 
-fn parse_range(word: &str) -> Option<(u64, u64)> {
-    let (start, end) = word.split_once('-')?;
-    Some((u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?))
+/// Appends a range, joined with the last one if they touch.
+fn add(ranges: &mut Vec<Range<u64>>, range: Range<u64>) {
+    match ranges.last_mut() {
+        Some(last) if last.end == range.start => last.end = range.end,
+        _ => ranges.push(range),
+    }
 }
 
 /// Regions taken from the kernel at a time.

@@ -20,6 +20,8 @@ use crate::{
 
 /// IA32_TIME_STAMP_COUNTER.
 const MSR_TSC: u32 = 0x10;
+/// MSR_KVM_SYSTEM_TIME, old and new: bit 0 is set while the guest uses the paravirtual clock.
+const MSR_KVM_SYSTEM_TIME: [u32; 2] = [0x12, 0x4B56_4D01];
 /// IA32_TSC_DEADLINE.
 const MSR_TSC_DEADLINE: u32 = 0x6E0;
 /// Memory-type range registers, which KVM_GET_MSR_INDEX_LIST leaves out: capability-independent numbers of
@@ -85,6 +87,11 @@ impl VcpuState {
         self.tsc_khz
     }
 
+    /// Whether the guest uses KVM's paravirtual clock.
+    pub fn uses_kvmclock(&self) -> bool {
+        self.msrs.iter().any(|msr| MSR_KVM_SYSTEM_TIME.contains(&msr.index) && msr.data & 1 != 0)
+    }
+
     /// Validates the untrusted state and turns it into what KVM takes. `xsave_size` is [`Vm::xsave_size`].
     pub fn prepare(mut self, id: u8, xsave_size: usize) -> Result<PreparedVcpu, Error> {
         let bad = |field| Error::BadState { vcpu: id, field };
@@ -122,7 +129,7 @@ impl VcpuState {
 impl Vcpu {
     /// Saves the vCPU. All vCPUs of the VM are stopped, and the last exit is completed ([`Vcpu::complete_exit`]).
     pub fn save(&self, msr_list: &[u32]) -> Result<VcpuState, Error> {
-        let Self { fd, id: _, xsave_size, cpuid } = self;
+        let Self { fd, id: _, xsave_size, cpuid, tsc_offset: _ } = self;
         // First: it may still deliver a pending INIT or SIPI and so change everything below.
         let mp_state = fd.get_mp_state().map_err(self.kvm("KVM_GET_MP_STATE"))?;
         let regs = fd.get_regs().map_err(self.kvm("KVM_GET_REGS"))?;
@@ -143,24 +150,50 @@ impl Vcpu {
 
     /// Makes vCPU `id` with all its state but the clock.
     pub fn restore(vm: &Vm, id: u8, prepared: &PreparedVcpu) -> Result<Self, Error> {
-        let vcpu = Self::with_cpuid(vm, id, prepared.state.cpuid.clone(), &prepared.cpuid)?;
-        let state = &prepared.state;
-        let fd = &vcpu.fd;
-        vcpu.set_tsc_frequency(state.tsc_khz)?;
-        fd.set_mp_state(state.mp_state).map_err(vcpu.kvm("KVM_SET_MP_STATE"))?;
-        fd.set_regs(&state.regs).map_err(vcpu.kvm("KVM_SET_REGS"))?;
-        fd.set_sregs(&state.sregs).map_err(vcpu.kvm("KVM_SET_SREGS"))?;
-        // Before xcrs on purpose: the area is written whole, and XCR0 then limits what the guest uses of it.
-        prepared.xsave.set(fd).map_err(vcpu.kvm("KVM_SET_XSAVE"))?;
-        fd.set_xcrs(&state.xcrs).map_err(vcpu.kvm("KVM_SET_XCRS"))?;
-        fd.set_debug_regs(&state.debug_regs).map_err(vcpu.kvm("KVM_SET_DEBUGREGS"))?;
-        // After sregs, which hold the APIC's base and mode.
-        fd.set_lapic(&state.lapic).map_err(vcpu.kvm("KVM_SET_LAPIC"))?;
-        // After the LAPIC: before it, a few restores in a hundred lose their timer (Kata pull request 13798).
-        vcpu.set_msrs(&prepared.msrs)?;
-        // After regs, which clear pending exceptions.
-        fd.set_vcpu_events(&state.events).map_err(vcpu.kvm("KVM_SET_VCPU_EVENTS"))?;
+        let mut vcpu = Self::with_cpuid(vm, id, prepared.state.cpuid.clone(), &prepared.cpuid)?;
+        let same_rate = vcpu.set_tsc_frequency(prepared.state.tsc_khz)?;
+        vcpu.load(prepared)?;
+        if same_rate && prepared.timer.is_some() {
+            vcpu.tsc_offset = Some(vcpu.tsc()?.wrapping_sub(cpu::time_stamp()));
+        }
         Ok(vcpu)
+    }
+
+    /// Gives a vCPU that has run the state again with which it began, all but the clock. Its last exit is completed.
+    pub fn rewind(&self, prepared: &PreparedVcpu) -> Result<(), Error> {
+        // Before the LAPIC, which would start the timer anew from this register.
+        self.set_deadline(0)?;
+        self.load(prepared)
+    }
+
+    fn load(&self, prepared: &PreparedVcpu) -> Result<(), Error> {
+        let PreparedVcpu { state, xsave, msrs, .. } = prepared;
+        let fd = &self.fd;
+        fd.set_mp_state(state.mp_state).map_err(self.kvm("KVM_SET_MP_STATE"))?;
+        fd.set_regs(&state.regs).map_err(self.kvm("KVM_SET_REGS"))?;
+        fd.set_sregs(&state.sregs).map_err(self.kvm("KVM_SET_SREGS"))?;
+        // Before xcrs on purpose: the area is written whole, and XCR0 then limits what the guest uses of it.
+        xsave.set(fd).map_err(self.kvm("KVM_SET_XSAVE"))?;
+        fd.set_xcrs(&state.xcrs).map_err(self.kvm("KVM_SET_XCRS"))?;
+        fd.set_debug_regs(&state.debug_regs).map_err(self.kvm("KVM_SET_DEBUGREGS"))?;
+        // After sregs, which hold the APIC's base and mode.
+        fd.set_lapic(&state.lapic).map_err(self.kvm("KVM_SET_LAPIC"))?;
+        // After the LAPIC: before it, a few restores in a hundred lose their timer (Kata pull request 13798).
+        self.set_msrs(msrs)?;
+        // After regs, which clear pending exceptions.
+        fd.set_vcpu_events(&state.events).map_err(self.kvm("KVM_SET_VCPU_EVENTS"))
+    }
+
+    fn tsc(&self) -> Result<u64, Error> {
+        let entry = kvm_msr_entry { index: MSR_TSC, ..Default::default() };
+        let mut msrs = Msrs::from_entries(&[entry]).expect("one entry");
+        self.fd.get_msrs(&mut msrs).map_err(self.kvm("KVM_GET_MSRS"))?;
+        Ok(msrs.as_slice()[0].data)
+    }
+
+    fn set_deadline(&self, data: u64) -> Result<(), Error> {
+        let deadline = kvm_msr_entry { index: MSR_TSC_DEADLINE, data, ..Default::default() };
+        self.set_msrs(&Msrs::from_entries(&[deadline]).expect("one entry"))
     }
 
     /// Arms the timer, counted from now.
@@ -173,12 +206,11 @@ impl Vcpu {
     /// (KVM_KVMCLOCK_CTRL, Firecracker issue 5494). A guest that is, is busy with it for 0.1 ms.
     pub fn restart_clock(&self, prepared: &PreparedVcpu, advanced: bool) -> Result<(), Error> {
         if let Some(ticks) = prepared.timer {
-            let now = kvm_msr_entry { index: MSR_TSC, ..Default::default() };
-            let mut msrs = Msrs::from_entries(&[now]).expect("one entry");
-            self.fd.get_msrs(&mut msrs).map_err(self.kvm("KVM_GET_MSRS"))?;
-            let data = msrs.as_slice()[0].data.saturating_add(ticks);
-            let deadline = kvm_msr_entry { index: MSR_TSC_DEADLINE, data, ..Default::default() };
-            self.set_msrs(&Msrs::from_entries(&[deadline]).expect("one entry"))?;
+            let now = match self.tsc_offset {
+                Some(offset) => cpu::time_stamp().wrapping_add(offset),
+                None => self.tsc()?,
+            };
+            self.set_deadline(now.saturating_add(ticks))?;
         }
         if !advanced {
             return Ok(());
@@ -190,15 +222,17 @@ impl Vcpu {
         }
     }
 
-    fn set_tsc_frequency(&self, saved_khz: u32) -> Result<(), Error> {
+    /// Whether the guest's counter runs at the host's rate.
+    fn set_tsc_frequency(&self, saved_khz: u32) -> Result<bool, Error> {
         // A smaller difference is measurement noise of the host's own calibration (Firecracker's bound).
         const TOLERANCE_PPM: u64 = 250;
         let host_khz = self.fd.get_tsc_khz().map_err(self.kvm("KVM_GET_TSC_KHZ"))?;
         let difference = u64::from(saved_khz.abs_diff(host_khz));
         if saved_khz == 0 || difference * 1_000_000 <= u64::from(host_khz) * TOLERANCE_PPM {
-            return Ok(());
+            return Ok(true);
         }
-        self.fd.set_tsc_khz(saved_khz).map_err(self.kvm("KVM_SET_TSC_KHZ"))
+        self.fd.set_tsc_khz(saved_khz).map_err(self.kvm("KVM_SET_TSC_KHZ"))?;
+        Ok(false)
     }
 
     /// Reads the MSRs one list at a time; one that KVM lists but this guest's CPUID hides has no state.

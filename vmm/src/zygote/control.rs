@@ -8,29 +8,47 @@ use std::{
 use crate::{
     channel::Channel,
     devices::Devices,
-    machine::{ConsoleReader, Observer, Source},
+    machine::{ConsoleReader, Interrupter, Observer, Source},
     protocol::{FromFork, Stamps, ToFork},
 };
 
-/// A request to save the machine at its next forkpoint.
-pub struct SaveRequest {
-    /// Mailbox with which the saved machine goes on.
-    pub mailbox: Vec<u8>,
-    /// Empty snapshot directory.
-    pub directory: OwnedFd,
+/// What the lead vCPU's thread is to do with the machine.
+pub enum Request {
+    /// Save it at its next forkpoint.
+    Save {
+        /// Mailbox with which it then goes on.
+        mailbox: Vec<u8>,
+        /// Empty snapshot directory.
+        directory: OwnedFd,
+    },
+    /// Rewind it now.
+    Rewind {
+        /// See [`ToFork::Rewind`].
+        keep_writes: bool,
+        /// See [`ToFork::Rewind`].
+        report: bool,
+    },
 }
 
-/// Serves the control socket in the event loop.
+/// Serves the control socket in the event loop while the guest runs.
 pub struct Control {
     channel: Arc<Channel>,
-    saves: Sender<SaveRequest>,
+    requests: Sender<Request>,
+    interrupter: Interrupter,
     console: ConsoleReader,
+    /// After a rewind, the socket is the lead vCPU's.
+    rewinding: bool,
 }
 
 impl Control {
-    /// Save requests go to `saves`, whose receiver is the lead vCPU's thread.
-    pub fn new(channel: Arc<Channel>, saves: Sender<SaveRequest>) -> Self {
-        Self { channel, saves, console: ConsoleReader::default() }
+    /// Requests go to `requests`, whose receiver is the lead vCPU's thread.
+    pub fn new(channel: Arc<Channel>, requests: Sender<Request>, interrupter: Interrupter) -> Self {
+        Self { channel, requests, interrupter, console: ConsoleReader::default(), rewinding: false }
+    }
+
+    // The receiver lives as long as the process.
+    fn request(&self, request: Request) {
+        let _ = self.requests.send(request);
     }
 }
 
@@ -40,7 +58,7 @@ impl Source for Control {
     }
 
     fn ready(&mut self, devices: &Devices) {
-        loop {
+        while !self.rewinding {
             match self.channel.try_receive() {
                 Ok(Some((ToFork::Connect { port }, fds))) => {
                     for stream in fds {
@@ -52,9 +70,13 @@ impl Source for Control {
                 }
                 Ok(Some((ToFork::Save { mailbox }, fds))) => {
                     for directory in fds {
-                        // The receiver lives as long as the process.
-                        let _ = self.saves.send(SaveRequest { mailbox: mailbox.clone(), directory });
+                        self.request(Request::Save { mailbox: mailbox.clone(), directory });
                     }
+                }
+                Ok(Some((ToFork::Rewind { keep_writes, report }, _))) => {
+                    self.request(Request::Rewind { keep_writes, report });
+                    self.interrupter.interrupt();
+                    self.rewinding = true;
                 }
                 Err(crate::channel::Error::Io(error)) if error.kind() == std::io::ErrorKind::WouldBlock => {
                     return;

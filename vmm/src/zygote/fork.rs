@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    ops::Range,
     os::fd::{AsFd, OwnedFd},
     sync::{
         Arc,
@@ -11,13 +12,16 @@ use std::{
 
 use super::{
     Zygote,
-    control::{Acknowledge, Control, SaveRequest},
+    control::{Acknowledge, Control, Request},
 };
 use crate::{
     channel::Channel,
     clock,
-    machine::{self, About, EventLoopSeed, Forkpoint, Halt, Machine, Paused, RunningLoop, Steps},
-    protocol::{FromFork, Stamps, StopReason, ToFork},
+    machine::{
+        self, About, EventLoop, EventLoopSeed, Forkpoint, Halt, Interrupter, Machine, Paused, RunningLoop, Steps,
+    },
+    memory::layout::PAGE,
+    protocol::{FromFork, MAX_PAGE_RUNS, PageRun, Stamps, StopReason, ToFork},
     sys::uffd::Uffd,
 };
 
@@ -82,54 +86,134 @@ fn live(
     };
     let seed = EventLoopSeed::new()?;
     let Zygote { kvm, machine: prepared, memory, root, .. } = zygote;
-    let machine = Machine::restore(kvm, prepared, memory.clone(), root.as_ref(), &seed, steps)?;
-    let (send_saves, saves) = mpsc::channel();
-    let source = Box::new(Control::new(control.clone(), send_saves));
-    let event_loop = seed.serve(machine.devices().clone(), source).start()?;
+    let mut machine = Machine::restore(kvm, prepared, memory.clone(), root.as_ref(), &seed, steps)?;
+    let (desk, source) = Desk::open(control);
+    let mut event_loop = seed.serve(machine.devices().clone(), source).start()?;
     stamps.restored = clock::monotonic_ns();
-    control.send(&FromFork::Parked(stamps), &[])?;
-
-    let Some((ToFork::Activate { mailbox, advance_monotonic }, _)) = control.receive()? else {
-        return Err(Error::DaemonGone);
-    };
-    stamps.activated = clock::monotonic_ns();
-    let forkpoint = zygote.machine.forkpoint();
-    forkpoint.write_mailbox(machine.memory().ram(), &mailbox)?;
-    zygote.machine.restart_clocks(&machine, advance_monotonic)?;
-    event_loop.watch_source()?;
-    machine.devices().kick();
-    stamps.entered = clock::monotonic_ns();
-    rounds(zygote, control, machine, event_loop, forkpoint.clone(), &saves, stamps)
+    let mut fork = Fork { zygote, control, desk };
+    loop {
+        machine.devices().kick();
+        fork.control.send(&FromFork::Parked(stamps), &[])?;
+        let still;
+        (machine, still) = fork.serve_once(machine, event_loop, stamps)?;
+        let (desk, source) = Desk::open(control);
+        fork.desk = desk;
+        event_loop = still.with_source(source)?.start()?;
+    }
 }
 
-/// Runs the guest; at each further forkpoint it waits to be saved, and goes on.
-fn rounds(
-    zygote: &Zygote,
-    control: &Arc<Channel>,
-    mut machine: Machine<Paused>,
-    mut event_loop: RunningLoop,
-    mut forkpoint: Forkpoint,
-    saves: &Receiver<SaveRequest>,
-    stamps: Stamps,
-) -> Result<Infallible, Error> {
-    loop {
-        let observer = Arc::new(Acknowledge::new(control.clone(), stamps));
-        let mut running = machine.resume(forkpoint.vcpu, observer)?;
-        forkpoint = match running.wait()? {
-            Halt::Forkpoint(forkpoint) => forkpoint,
-            Halt::Ended(reason) => return Err(Error::Ended(reason)),
-        };
-        let Ok(request) = saves.recv() else { return Err(Error::DaemonGone) };
-        let still = event_loop.stop();
-        machine = running.pause()?;
-        let answer = match save(zygote, &machine, &forkpoint, request.directory) {
-            Ok(()) => FromFork::Saved,
-            Err(error) => FromFork::Failed(error.failure()),
-        };
-        event_loop = still.start()?;
-        forkpoint.write_mailbox(machine.memory().ram(), &request.mailbox)?;
-        control.send(&answer, &[])?;
+/// Where the control socket's reader leaves work for the lead vCPU's thread.
+struct Desk {
+    requests: Receiver<Request>,
+    interrupter: Interrupter,
+}
+
+impl Desk {
+    /// A desk and who serves it. Called by the thread that runs the lead vCPU.
+    fn open(control: &Arc<Channel>) -> (Self, Box<Control>) {
+        let (sender, requests) = mpsc::channel();
+        let interrupter = Interrupter::of_this_thread();
+        let reader = Control::new(control.clone(), sender, interrupter.clone());
+        (Self { requests, interrupter }, Box::new(reader))
     }
+}
+
+/// How a rewind is to be done.
+struct Rewind {
+    keep_writes: bool,
+    report: bool,
+}
+
+/// The fork's process, as its main thread sees it.
+struct Fork<'a> {
+    zygote: &'a Zygote,
+    control: &'a Arc<Channel>,
+    desk: Desk,
+}
+
+impl Fork<'_> {
+    /// From parked to parked: waits for the activation, runs the guest until a rewind is wanted, and rewinds it.
+    fn serve_once(
+        &mut self,
+        machine: Machine<Paused>,
+        event_loop: RunningLoop,
+        mut stamps: Stamps,
+    ) -> Result<(Machine<Paused>, EventLoop), Error> {
+        let Some((ToFork::Activate { mailbox, advance_monotonic }, _)) = self.control.receive()? else {
+            return Err(Error::DaemonGone);
+        };
+        stamps.activated = clock::monotonic_ns();
+        let Zygote { machine: prepared, image, .. } = self.zygote;
+        let forkpoint = prepared.forkpoint();
+        forkpoint.write_mailbox(machine.memory().ram(), &mailbox)?;
+        prepared.restart_clocks(&machine, advance_monotonic)?;
+        event_loop.watch_source()?;
+        stamps.entered = clock::monotonic_ns();
+        let (machine, event_loop, rewind) = self.run(machine, event_loop, forkpoint.clone(), stamps)?;
+        if rewind.report {
+            self.report_working_set(&machine)?;
+        }
+        machine.rewind(prepared, image, rewind.keep_writes)?;
+        Ok((machine, event_loop))
+    }
+
+    /// Runs the guest until a rewind is wanted; at each further forkpoint it waits for a request, and goes on.
+    fn run(
+        &self,
+        mut machine: Machine<Paused>,
+        mut event_loop: RunningLoop,
+        mut forkpoint: Forkpoint,
+        stamps: Stamps,
+    ) -> Result<(Machine<Paused>, EventLoop, Rewind), Error> {
+        loop {
+            let observer = Arc::new(Acknowledge::new(self.control.clone(), stamps));
+            let mut running = machine.resume(forkpoint.vcpu, observer)?;
+            let request = match running.wait(&self.desk.interrupter)? {
+                Halt::Forkpoint(reached) => {
+                    forkpoint = reached;
+                    self.desk.requests.recv().map_err(|_| Error::DaemonGone)?
+                }
+                Halt::Interrupted => self.rewind_request(),
+                Halt::Ended(reason) => return Err(Error::Ended(reason)),
+            };
+            let still = event_loop.stop();
+            machine = running.pause()?;
+            let (mailbox, directory) = match request {
+                Request::Rewind { keep_writes, report } => {
+                    return Ok((machine, still, Rewind { keep_writes, report }));
+                }
+                Request::Save { mailbox, directory } => (mailbox, directory),
+            };
+            let answer = match save(self.zygote, &machine, &forkpoint, directory) {
+                Ok(()) => FromFork::Saved,
+                Err(error) => FromFork::Failed(error.failure()),
+            };
+            event_loop = still.start()?;
+            forkpoint.write_mailbox(machine.memory().ram(), &mailbox)?;
+            self.control.send(&answer, &[])?;
+        }
+    }
+
+    /// The rewind for which the guest was interrupted. Saves that wait for a forkpoint are given up, and their
+    /// directories closed.
+    fn rewind_request(&self) -> Request {
+        let mut requests = self.desk.requests.try_iter();
+        requests
+            .find(|request| matches!(request, Request::Rewind { .. }))
+            .expect("the interrupter is used after the request is sent")
+    }
+
+    fn report_working_set(&self, machine: &Machine<Paused>) -> Result<(), Error> {
+        let memory = machine.memory();
+        let write = page_runs(memory.private().map_err(machine::Error::Rewind)?);
+        let read = page_runs(memory.shared().map_err(machine::Error::Rewind)?);
+        Ok(self.control.send(&FromFork::WorkingSet { read, write }, &[])?)
+    }
+}
+
+fn page_runs(ranges: Vec<Range<u64>>) -> Vec<PageRun> {
+    let runs = ranges.into_iter().map(|range| (range.start / PAGE, (range.end - range.start) / PAGE));
+    runs.take(MAX_PAGE_RUNS).collect()
 }
 
 fn save(

@@ -32,6 +32,8 @@ pub struct Zygote {
     kvm: Kvm,
     machine: PreparedMachine,
     memory: GuestMemory,
+    /// What `memory` is a view of, for rewinds.
+    image: File,
     root: Option<Mapping>,
     snapshot: Snapshot,
     msr_list: Vec<u32>,
@@ -107,7 +109,8 @@ impl Zygote {
         let open_vm =
             kvm.create_vm().map_err(|source| fail(&machine::Error::Kvm { call: "KVM_CREATE_VM", source }))?;
         let daemon = rustix::process::getppid();
-        Ok(Self { _open_vm: open_vm, kvm, machine, memory, root, snapshot, msr_list, daemon, single })
+        let image = File::from(image);
+        Ok(Self { _open_vm: open_vm, kvm, machine, memory, image, root, snapshot, msr_list, daemon, single })
     }
 
     /// Makes the process of one fork.

@@ -24,6 +24,11 @@ impl Ring {
         Self { bytes: VecDeque::new(), total: 0, woken: false, waker }
     }
 
+    /// An empty ring with the same reader, for whom the numbers of bytes go on.
+    pub fn successor(&self) -> Self {
+        Self { bytes: VecDeque::new(), total: self.total, woken: false, waker: self.waker.clone() }
+    }
+
     /// At most `max` bytes from byte number `from` (counted from the first ever printed, 0), or from the oldest
     /// kept one, and the numbers they have. The end of the range is the `from` of the next call; if it is not the
     /// last byte's, the reader is woken again.

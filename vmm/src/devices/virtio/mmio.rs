@@ -101,6 +101,20 @@ impl<D: VirtioDevice> MmioTransport<D> {
         Ok(Self { slot, ram, irq, notify: eventfd()?, inner: Mutex::new(inner) })
     }
 
+    /// Goes to a saved state in place. The caller has stopped the vCPUs. Errors: as for [`Self::restore`], except that
+    /// no eventfd is needed.
+    pub fn rewind(&self, state: &MmioState<D::State>) -> Result<(), Error> {
+        let slot = self.slot;
+        let invalid = |field| Error::Transport { slot, field };
+        let mut inner = lock(&self.inner);
+        inner.reset();
+        inner.registers = state.registers(offered(&inner.device)).map_err(invalid)?;
+        inner.queues = state.queues(D::QUEUE_SIZES, &inner.registers, &self.ram).map_err(invalid)?;
+        inner.device.rewind(&state.device)?;
+        self.irq.status.store(state.interrupt_status().map_err(invalid)?, Ordering::SeqCst);
+        Ok(())
+    }
+
     /// The guest-visible state. The caller has stopped the vCPUs.
     pub fn save(&self) -> MmioState<D::State> {
         // Slot, RAM, eventfds and log are the machine's; the rest is state.

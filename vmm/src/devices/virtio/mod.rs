@@ -15,6 +15,8 @@ pub mod queue;
 pub mod rng;
 pub mod vsock;
 
+use crate::devices::Error;
+
 pub use chain::Chain;
 pub use mmio::MmioTransport;
 pub use queue::Queues;
@@ -51,6 +53,10 @@ pub trait VirtioDevice: Send {
 
     /// The guest-visible state.
     fn save(&self) -> Self::State;
+
+    /// Goes to a saved state in place, like a restore with the backend it has; called right after [`Self::reset`].
+    /// Errors: as for a restore.
+    fn rewind(&mut self, state: &Self::State) -> Result<(), Error>;
 }
 
 /// What a driver did wrong.

@@ -101,4 +101,9 @@ impl VirtioDevice for Pmem {
         let Self { size } = *self;
         PmemState { size }
     }
+
+    fn rewind(&mut self, state: &PmemState) -> Result<(), Error> {
+        *self = Self::restore(state, Backend { size: self.size })?;
+        Ok(())
+    }
 }

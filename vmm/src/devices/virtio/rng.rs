@@ -3,6 +3,7 @@
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::{Queues, Violation, VirtioDevice, copy_config};
+use crate::devices::Error;
 
 pub mod state;
 #[cfg(test)]
@@ -72,5 +73,10 @@ impl VirtioDevice for Rng {
     fn save(&self) -> RngState {
         let Self = self;
         RngState {}
+    }
+
+    fn rewind(&mut self, state: &RngState) -> Result<(), Error> {
+        let RngState {} = state;
+        Ok(())
     }
 }

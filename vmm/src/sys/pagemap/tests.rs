@@ -1,6 +1,6 @@
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{Process, from_smaps, private_bytes, scan};
+use super::{Pagemap, Pages, read, scan, total};
 use crate::memory::guest::GuestMemory;
 use crate::memory::image::{CHUNK, Contents, Image};
 
@@ -16,38 +16,42 @@ fn view() -> (Image, GuestMemory) {
 }
 
 #[test]
-fn pages_written_are_private_and_pages_read_are_not() {
+fn pages_written_are_private_and_pages_read_are_shared() {
     let (_image, memory) = view();
-    let own = || private_bytes(Process::Own, memory.mapping().address(), LEN).unwrap();
-    assert_eq!(own(), 0);
-    let mut bytes = vec![0; 4 * CHUNK];
+    let start = memory.mapping().address();
+    let count = |wanted| total(&Pagemap::own().unwrap().find(wanted, start, LEN).unwrap());
+    assert_eq!((count(Pages::Private), count(Pages::Shared)), (0, 0));
+    let mut bytes = vec![0; CHUNK];
     memory.ram().read_slice(&mut bytes, GuestAddress(0)).unwrap();
-    assert_eq!(own(), 0);
+    assert_eq!(count(Pages::Private), 0);
+    assert!(count(Pages::Shared) >= CHUNK as u64);
     for page in [0, 1, 2, 100, 5000] {
         memory.ram().write_slice(&[7], GuestAddress(page * 4096)).unwrap();
     }
-    assert_eq!(own(), 5 * 4096);
-    let other = private_bytes(Process::Other(std::process::id()), memory.mapping().address(), LEN);
-    assert_eq!(other.unwrap(), 5 * 4096);
+    let pid = i32::try_from(std::process::id()).unwrap();
+    let private = Pagemap::of(pid).unwrap().find(Pages::Private, start, LEN).unwrap();
+    let expected = [0..3, 100..101, 5000..5001].map(|r| start + r.start * 4096..start + r.end * 4096);
+    assert_eq!(private, expected);
 }
 
 /// More regions than one call returns.
 #[test]
-fn scattered_pages_are_all_counted_either_way() {
+fn scattered_pages_are_all_found_either_way() {
     let (_image, memory) = view();
     for page in (0..4000).step_by(2) {
         memory.ram().write_slice(&[7], GuestAddress(page * 4096)).unwrap();
     }
-    let (address, pagemap) = (memory.mapping().address(), Process::Own.open("pagemap").unwrap());
-    match scan(&pagemap, address, LEN) {
+    let (address, pagemap) = (memory.mapping().address(), Pagemap::own().unwrap());
+    let by_entry = read(&pagemap.0, Pages::Private, address, LEN).unwrap();
+    assert_eq!(by_entry.len(), 2000);
+    match scan(&pagemap.0, Pages::Private, address, LEN) {
         // Before Linux 6.7.
         Err(error) => assert_eq!(error.raw_os_error(), Some(libc::ENOTTY)),
-        Ok(bytes) => assert_eq!(bytes, 2000 * 4096),
+        Ok(found) => assert_eq!(found, by_entry),
     }
-    assert_eq!(from_smaps(Process::Own, address, LEN).unwrap(), 2000 * 4096);
 }
 
 #[test]
 fn a_process_that_is_gone_is_an_error() {
-    assert!(private_bytes(Process::Other(u32::MAX), 0, 4096).is_err());
+    assert!(Pagemap::of(i32::MAX).is_err());
 }

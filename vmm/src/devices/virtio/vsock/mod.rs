@@ -126,10 +126,9 @@ impl Vsock {
 
     /// Continues from a saved state, without its connections. Errors: a port the host never uses.
     pub fn restore(state: &VsockState, backend: Backend) -> Result<Self, Error> {
-        state.validate()?;
-        let VsockState { last_port, had_connections } = *state;
-        let gate = if had_connections { Gate::Announce } else { Gate::Open };
-        Ok(Self { last_port, gate, ..Self::new(backend) })
+        let mut device = Self::new(backend);
+        device.rewind(state)?;
+        Ok(device)
     }
 
     /// The event loop's epoll.
@@ -265,5 +264,13 @@ impl VirtioDevice for Vsock {
         let Self { backend: _, table, last_port, gate, resets, scratch: _ } = self;
         let had_connections = !table.is_empty() || !resets.is_empty() || *gate != Gate::Open;
         VsockState { last_port: *last_port, had_connections }
+    }
+
+    fn rewind(&mut self, state: &VsockState) -> Result<(), Error> {
+        state.validate()?;
+        let VsockState { last_port, had_connections } = *state;
+        self.last_port = last_port;
+        self.gate = if had_connections { Gate::Announce } else { Gate::Open };
+        Ok(())
     }
 }

@@ -1,0 +1,193 @@
+//! Parked forks: made, rehearsed and taken back to their forkpoint before anybody asks for them.
+
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+};
+
+use forkling_proto::rpc::{self, Kind};
+use forkling_vmm::protocol::{Failure, FromFork, PageRun, ToFork};
+use tokio::{net::UnixStream, time::timeout};
+
+use crate::{
+    agent::{self, Connection, Event},
+    api::types::{PoolSettings, Rehearsal},
+    control::{self, Socket},
+    engine::Engine,
+    identity::{Choice, Identity},
+    limits::PARK_TIMEOUT,
+    process::{Doomed, Process},
+    zygote::Zygote,
+};
+
+/// The command of a rehearsal: what it warms is the way to any command.
+const REHEARSED: &str = "/bin/true";
+
+/// Why there is no parked fork.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Its socket or process could not be had.
+    #[error("the host refused")]
+    Io(#[from] std::io::Error),
+    /// Its control socket failed.
+    #[error(transparent)]
+    Control(#[from] control::Error),
+    /// The zygote is gone.
+    #[error("the template's zygote is gone")]
+    NoZygote,
+    /// It said why.
+    #[error("{}", .0.message)]
+    Failed(Failure),
+    /// Its process ended.
+    #[error("its process ended")]
+    Ended,
+    /// Its agent failed in the rehearsal.
+    #[error("the rehearsal failed")]
+    Rehearsal(#[from] agent::Error),
+    /// Something it should not have said.
+    #[error("it sent an answer out of order; its binary is of another build")]
+    Protocol,
+    /// No identity could be made for the rehearsal.
+    #[error("{0}")]
+    Identity(String),
+    /// It took too long.
+    #[error("it was not parked within {} s", PARK_TIMEOUT.as_secs())]
+    Late,
+}
+
+/// A fork without identity, waiting to be activated. Dropped, it is killed.
+#[derive(Debug)]
+pub struct Parked {
+    /// Its control socket.
+    pub socket: Arc<Socket>,
+    process: Doomed,
+    generation: u64,
+}
+
+/// Pages that the guest touched in a rehearsal.
+#[derive(Clone, Debug, Default)]
+pub struct Touched {
+    /// Read and not written.
+    pub read: Vec<PageRun>,
+    /// Written.
+    pub write: Vec<PageRun>,
+}
+
+impl Parked {
+    /// Whether its process lives.
+    pub fn is_alive(&self) -> bool {
+        self.process.is_alive()
+    }
+
+    /// Its socket and process, whose end is the caller's business from now on.
+    pub fn take(self) -> (Arc<Socket>, Process) {
+        (self.socket, self.process.spare())
+    }
+}
+
+/// Makes a parked fork. The template's image is complete. Cancelled, it leaves nothing.
+pub async fn park(engine: &Engine, zygote: &Zygote, settings: &PoolSettings) -> Result<Parked, Error> {
+    let work = async {
+        let mut parked = make(engine, zygote).await?;
+        if settings.rehearsal != Rehearsal::Off {
+            parked.rehearse(settings.rehearsal).await?;
+            parked.rewind(settings.keep_writes).await?;
+        }
+        Ok(parked)
+    };
+    timeout(PARK_TIMEOUT, work).await.map_err(|_| Error::Late)?
+}
+
+/// What a fork touches from its forkpoint to the end of a command.
+pub async fn working_set(engine: &Engine, zygote: &Zygote) -> Result<Touched, Error> {
+    let work = async {
+        let mut parked = make(engine, zygote).await?;
+        parked.rehearse(Rehearsal::Command).await?;
+        parked.socket.send(&ToFork::Rewind { keep_writes: false, report: true }, &[]).await?;
+        match parked.hear().await? {
+            FromFork::WorkingSet { read, write } => Ok(Touched { read, write }),
+            _ => Err(Error::Protocol),
+        }
+    };
+    timeout(PARK_TIMEOUT, work).await.map_err(|_| Error::Late)?
+}
+
+async fn make(engine: &Engine, zygote: &Zygote) -> Result<Parked, Error> {
+    let (socket, theirs) = control::pair()?;
+    let spawned = zygote.spawn(theirs, false).await?;
+    let pid = spawned.await.map_err(|_| Error::NoZygote)?.map_err(Error::Failed)?;
+    let process = Doomed::new(Process::adopt(pid)?);
+    let generation = engine.generation().map_err(|error| Error::Identity(error.to_string()))?;
+    let parked = Parked { socket: Arc::new(socket), process, generation };
+    parked.until_parked().await?;
+    Ok(parked)
+}
+
+impl Parked {
+    /// What it says next, console output aside.
+    async fn hear(&self) -> Result<FromFork, Error> {
+        loop {
+            match self.socket.receive::<FromFork>().await? {
+                Some((FromFork::Console(_), _)) => {}
+                Some((FromFork::Failed(failure), _)) => return Err(Error::Failed(failure)),
+                Some((FromFork::Stopped(_), _)) | None => return Err(Error::Ended),
+                Some((message, _)) => return Ok(message),
+            }
+        }
+    }
+
+    async fn until_parked(&self) -> Result<(), Error> {
+        match self.hear().await? {
+            FromFork::Parked(_) => Ok(()),
+            _ => Err(Error::Protocol),
+        }
+    }
+
+    /// Runs what a fork runs first, under an identity that nobody keeps.
+    async fn rehearse(&mut self, rehearsal: Rehearsal) -> Result<(), Error> {
+        let identity = Identity::new(&Choice::default(), self.generation);
+        let mailbox = identity.mailbox().map_err(|error| Error::Identity(error.to_string()))?;
+        self.socket.send(&ToFork::Activate { mailbox, advance_monotonic: false }, &[]).await?;
+        match self.hear().await? {
+            FromFork::Acknowledged { generation, nonce, .. }
+                if (generation, nonce) == (identity.generation, identity.nonce) => {}
+            _ => return Err(Error::Protocol),
+        }
+        match rehearsal {
+            Rehearsal::Off | Rehearsal::Acknowledge => Ok(()),
+            Rehearsal::Command => self.run_command().await,
+        }
+    }
+
+    async fn run_command(&self) -> Result<(), Error> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let theirs = OwnedFd::from(theirs.into_std()?);
+        self.socket.send(&ToFork::Connect { port: rpc::PORT }, &[theirs.as_fd()]).await?;
+        drop(theirs);
+        let exec = rpc::Exec {
+            argv: vec![REHEARSED.to_owned()],
+            env: Vec::new(),
+            cwd: None,
+            user: None,
+            timeout_ms: 0,
+        };
+        let payload = postcard::to_allocvec(&exec).expect("plain data is encoded");
+        let connection = Connection::new(ours);
+        let mut call = connection.call(Kind::Exec, &payload)?;
+        call.input().close()?;
+        loop {
+            match call.next().await {
+                Ok(Event::Started(_) | Event::Stdout(_) | Event::Stderr(_)) => {}
+                // A root without the command: the way to the agent is warm all the same.
+                Ok(Event::Exit(_)) | Err(agent::Error::Refused(_)) => return Ok(()),
+                Ok(Event::Pong) => return Err(agent::Error::Malformed("answer to a command").into()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    async fn rewind(&mut self, keep_writes: bool) -> Result<(), Error> {
+        self.socket.send(&ToFork::Rewind { keep_writes, report: false }, &[]).await?;
+        self.until_parked().await
+    }
+}

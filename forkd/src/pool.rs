@@ -1,0 +1,193 @@
+//! The pool of a template: parked forks, kept between two watermarks by a task of their own.
+//!
+//! A pool holds `low` parked forks at rest. A request that finds it empty makes it grow, doubling up to `high`; when
+//! nobody has asked for a while, or the host runs short of memory, it shrinks again. Refills run a few at a time beside
+//! living forks, never more than half of the cores (`Engine::refills`).
+
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, MutexGuard},
+    time::{Duration, Instant},
+};
+
+use tokio::sync::Notify;
+
+use crate::{
+    api::types::{PoolInfo, PoolSettings},
+    fork::Parked,
+    limits::{POOL_IDLE, POOL_PATIENCE},
+};
+
+mod keeper;
+
+pub use keeper::keep;
+
+/// Parked forks of one template.
+#[derive(Debug, Default)]
+pub struct Pool {
+    inner: Mutex<Inner>,
+    /// Told when there may be work for the keeper.
+    work: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    settings: PoolSettings,
+    /// How many forks are wanted now, `low` to `high`.
+    target: u32,
+    /// Oldest first.
+    parked: VecDeque<Parked>,
+    building: u32,
+    hits: u64,
+    misses: u64,
+    died: u64,
+    /// Milliseconds of the last refill.
+    refill_ms: f64,
+    /// Failures in a row, and when to try again.
+    failures: u32,
+    not_before: Option<Instant>,
+    last_request: Option<Instant>,
+    /// Whether a keeper runs.
+    kept: bool,
+}
+
+impl Pool {
+    /// Changes what the pool should hold, and gets it going. The parked forks of other settings are let go.
+    pub fn configure(&self, settings: PoolSettings) -> Configured {
+        let mut inner = self.lock();
+        let other = (inner.settings.rehearsal, inner.settings.keep_writes)
+            != (settings.rehearsal, settings.keep_writes);
+        let stale = if other { std::mem::take(&mut inner.parked) } else { VecDeque::new() };
+        inner.target = settings.low;
+        inner.failures = 0;
+        inner.not_before = None;
+        inner.settings = settings;
+        let start = settings.high > 0 && !std::mem::replace(&mut inner.kept, true);
+        drop(inner);
+        drop(stale);
+        self.work.notify_one();
+        Configured { start }
+    }
+
+    /// Takes a parked fork out. `None`: there is none; a later request finds more.
+    pub fn claim(&self) -> Option<Parked> {
+        let mut inner = self.lock();
+        if inner.settings.high == 0 {
+            return None;
+        }
+        inner.last_request = Some(Instant::now());
+        // The youngest: what it touched last is still in the caches.
+        let claimed = inner.parked.pop_back();
+        if claimed.is_some() {
+            inner.hits += 1;
+        } else {
+            inner.misses += 1;
+            inner.target = (inner.target * 2).clamp(1, inner.settings.high);
+        }
+        let wanting = inner.wanting() > 0;
+        drop(inner);
+        if wanting {
+            self.work.notify_one();
+        }
+        claimed
+    }
+
+    /// Takes a parked fork back that was claimed and not used.
+    pub fn give_back(&self, parked: Parked) {
+        let mut inner = self.lock();
+        inner.hits -= 1;
+        inner.parked.push_back(parked);
+    }
+
+    /// Lets go of all parked forks, for instance because their template goes.
+    pub fn drain(&self) {
+        let parked = std::mem::take(&mut self.lock().parked);
+        drop(parked);
+    }
+
+    /// What it should hold.
+    pub fn settings(&self) -> PoolSettings {
+        self.lock().settings
+    }
+
+    /// How many forks it holds.
+    pub fn parked(&self) -> u64 {
+        self.lock().parked.len() as u64
+    }
+
+    /// As the API shows it.
+    pub fn info(&self) -> PoolInfo {
+        let inner = self.lock();
+        let PoolSettings { low, high, rehearsal, keep_writes } = inner.settings;
+        PoolInfo {
+            low,
+            high,
+            rehearsal,
+            keep_writes,
+            target: inner.target,
+            parked: inner.parked.len() as u32,
+            building: inner.building,
+            hits: inner.hits,
+            misses: inner.misses,
+            died: inner.died,
+            refill_ms: inner.refill_ms,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().expect("no panic under this lock")
+    }
+}
+
+/// What is left to do after [`Pool::configure`].
+#[must_use]
+pub struct Configured {
+    /// Whether [`keep`] is to be started.
+    pub start: bool,
+}
+
+impl Inner {
+    /// How many forks are to be made.
+    fn wanting(&self) -> u32 {
+        if self.not_before.is_some_and(|instant| Instant::now() < instant) {
+            return 0;
+        }
+        self.target.saturating_sub(self.parked.len() as u32 + self.building)
+    }
+
+    /// Adapts the target to what has happened since; returns the forks that are too many now, and the dead.
+    fn settle(&mut self, short_of_memory: bool) -> Vec<Parked> {
+        let idle = self.last_request.is_none_or(|last| last.elapsed() > POOL_IDLE);
+        if short_of_memory {
+            self.target = 0;
+        } else if idle {
+            self.target = self.settings.low;
+        } else {
+            self.target = self.target.clamp(self.settings.low, self.settings.high);
+        }
+        let (living, mut gone): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.parked).into_iter().partition(Parked::is_alive);
+        self.died += gone.len() as u64;
+        self.parked = living.into();
+        let surplus = self.parked.len().saturating_sub(self.target as usize);
+        gone.extend(self.parked.drain(..surplus));
+        gone
+    }
+
+    fn built(&mut self, outcome: Option<Parked>, took: Duration) {
+        self.building -= 1;
+        match outcome {
+            Some(parked) => {
+                self.failures = 0;
+                self.refill_ms = took.as_secs_f64() * 1000.0;
+                self.parked.push_back(parked);
+            }
+            None => {
+                self.failures += 1;
+                // Longer with each failure in a row, up to half a minute and more.
+                let pause = POOL_PATIENCE * 2u32.saturating_pow(self.failures.min(9));
+                self.not_before = Some(Instant::now() + pause);
+            }
+        }
+    }
+}

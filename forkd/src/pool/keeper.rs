@@ -1,0 +1,107 @@
+//! The task that keeps a pool at its target.
+
+use std::{sync::Arc, time::Instant};
+
+use super::Pool;
+use crate::{
+    api::{
+        error::chain,
+        types::{Payload, PoolSettings, Rehearsal},
+    },
+    engine::Engine,
+    fork::{Parked, park},
+    limits::{self, HOST_RESERVE_MIB, POOL_TICK},
+    template::{Loaded, Template},
+};
+
+/// Keeps the pool of `template` until it is configured to hold nothing, or the template is gone.
+pub async fn keep(engine: Arc<Engine>, template: Arc<Template>) {
+    let pool = template.pool();
+    loop {
+        let short = limits::host_available_mib().is_some_and(|mib| mib < reserve_mib(&template));
+        let gone = pool.lock().settle(short);
+        if !gone.is_empty() {
+            tracing::debug!(template = template.name(), forks = gone.len(), "parked forks let go");
+        }
+        drop(gone);
+        if stop(pool, &template) {
+            return;
+        }
+        if !short {
+            refill(&engine, &template).await;
+        }
+        let _ = tokio::time::timeout(POOL_TICK, pool.work.notified()).await;
+    }
+}
+
+/// Memory that must stay available: a guest that is handed out may write all of its own.
+fn reserve_mib(template: &Template) -> u64 {
+    HOST_RESERVE_MIB + u64::from(template.record.spec.memory_mib)
+}
+
+fn stop(pool: &Pool, template: &Template) -> bool {
+    let mut inner = pool.lock();
+    let over = inner.settings.high == 0 || template.is_retired();
+    if over {
+        inner.kept = false;
+        inner.target = 0;
+        let parked = std::mem::take(&mut inner.parked);
+        drop(inner);
+        drop(parked);
+    }
+    over
+}
+
+/// Starts as many builds as are wanted. Builds wait for their turn, so that they do not take the cores of living forks.
+async fn refill(engine: &Arc<Engine>, template: &Arc<Template>) {
+    if template.pool().lock().wanting() == 0 {
+        return;
+    }
+    let Ok(loaded) = template.ready(engine).await else { return };
+    if loaded.is_lazy() {
+        // A parked fork needs no pager: the image is completed first, and the next tick finds it.
+        loaded.complete_in_background(engine, template);
+        return;
+    }
+    loop {
+        let Ok(turn) = engine.refills.clone().acquire_owned().await else { return };
+        let settings = {
+            let mut inner = template.pool().lock();
+            if inner.wanting() == 0 {
+                return;
+            }
+            inner.building += 1;
+            inner.settings
+        };
+        let (engine, template, loaded) = (engine.clone(), template.clone(), loaded.clone());
+        tokio::spawn(async move {
+            let began = Instant::now();
+            let outcome = build(&engine, &template, &loaded, settings).await;
+            let pool = template.pool();
+            // Under other settings by now, or of another zygote: not what is wanted any more.
+            let outcome = outcome.filter(|_| pool.settings() == settings && !template.is_retired());
+            pool.lock().built(outcome, began.elapsed());
+            drop(turn);
+            pool.work.notify_one();
+        });
+    }
+}
+
+async fn build(
+    engine: &Engine,
+    template: &Template,
+    loaded: &Loaded,
+    settings: PoolSettings,
+) -> Option<Parked> {
+    let mut settings = settings;
+    if template.record.spec.payload == Payload::Null && settings.rehearsal == Rehearsal::Command {
+        // It has no agent that could run one.
+        settings.rehearsal = Rehearsal::Acknowledge;
+    }
+    let outcome = park(engine, &loaded.zygote, &settings).await;
+    outcome
+        .inspect_err(|error| {
+            tracing::warn!(template = template.name(), error = chain(error), "no fork could be parked");
+        })
+        .ok()
+}
