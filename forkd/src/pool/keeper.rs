@@ -2,6 +2,8 @@
 
 use std::{sync::Arc, time::Instant};
 
+use tokio::time::timeout_at;
+
 use super::Pool;
 use crate::{
     api::{
@@ -10,7 +12,7 @@ use crate::{
     },
     engine::Engine,
     fork::{Parked, park},
-    limits::{self, HOST_RESERVE_MIB, POOL_TICK},
+    limits::{self, HOST_RESERVE_MIB, POOL_PAUSE, POOL_TICK},
     template::{Loaded, Template},
 };
 
@@ -24,13 +26,19 @@ pub async fn keep(engine: Arc<Engine>, template: Arc<Template>) {
             tracing::debug!(template = template.name(), forks = gone.len(), "parked forks let go");
         }
         drop(gone);
-        if stop(pool, &template) {
-            return;
+        let next = Instant::now() + POOL_TICK;
+        while Instant::now() < next {
+            if stop(pool, &template) {
+                return;
+            }
+            if !short {
+                refill(&engine, &template).await;
+            }
+            if timeout_at(next.into(), pool.work.notified()).await.is_ok() && pool.parked() > 0 {
+                // The fork just taken is on its way to its guest; what replaces it can wait, and would be in the way.
+                tokio::time::sleep(POOL_PAUSE).await;
+            }
         }
-        if !short {
-            refill(&engine, &template).await;
-        }
-        let _ = tokio::time::timeout(POOL_TICK, pool.work.notified()).await;
     }
 }
 
