@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use forkling_vmm::protocol::{Failure, FailureKind, FromZygote, ToZygote};
+use forkling_vmm::protocol::{Failure, FailureKind, FromZygote, ToZygote, WriteSet};
 use tokio::{
     sync::{oneshot, watch},
     time::timeout,
@@ -118,6 +118,11 @@ impl Zygote {
         }
         self.socket.send(&ToZygote::Spawn { token, lazy }, &[theirs.as_fd()]).await?;
         Ok(spawned)
+    }
+
+    /// Says what its forks write first.
+    pub async fn set_write_set(&self, set: WriteSet) -> Result<(), control::Error> {
+        self.socket.send(&ToZygote::WriteSet(set), &[]).await
     }
 
     /// Process id.

@@ -22,6 +22,8 @@ pub enum ToZygote {
         /// Whether a root image descriptor follows.
         root: bool,
     },
+    /// What forks write first, so that later ones get copies of it in one go instead of a fault for each page. No answer.
+    WriteSet(WriteSet),
     /// Make a fork. Descriptor: the fork's end of its control socket. Answered by
     /// [`FromZygote::Spawned`] or [`FromZygote::SpawnFailed`]; later news come on the fork's own socket.
     Spawn {
@@ -124,6 +126,16 @@ pub enum FromFork {
     Stopped(StopReason),
     /// New bytes of the serial console (at most 4 KiB a message, rate limited; the ring keeps the last 64 KiB).
     Console(Vec<u8>),
+}
+
+/// Pages that the forks of a template write first, each at most [`MAX_PAGE_RUNS`] runs. A hint: pages outside of the
+/// image are ignored.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WriteSet {
+    /// Until the acknowledgement.
+    pub acknowledge: Vec<PageRun>,
+    /// From there to the end of the first command.
+    pub command: Vec<PageRun>,
 }
 
 /// Neighbouring pages of 4 KiB of an image: number of the first, and how many.

@@ -98,11 +98,11 @@ pub async fn park(engine: &Engine, zygote: &Zygote, settings: &PoolSettings) -> 
     timeout(PARK_TIMEOUT, work).await.map_err(|_| Error::Late)?
 }
 
-/// What a fork touches from its forkpoint to the end of a command.
-pub async fn working_set(engine: &Engine, zygote: &Zygote) -> Result<Touched, Error> {
+/// What a fork touches from its forkpoint to the end of a rehearsal. The fork ends with it.
+pub async fn touched(engine: &Engine, zygote: &Zygote, rehearsal: Rehearsal) -> Result<Touched, Error> {
     let work = async {
         let mut parked = make(engine, zygote).await?;
-        parked.rehearse(Rehearsal::Command).await?;
+        parked.rehearse(rehearsal).await?;
         parked.socket.send(&ToFork::Rewind { keep_writes: false, report: true }, &[]).await?;
         match parked.hear().await? {
             FromFork::WorkingSet { read, write } => Ok(Touched { read, write }),

@@ -15,7 +15,7 @@ use forkling_vmm::{
 };
 use rustix::fs::{Mode, OFlags, open};
 
-use super::{Live, Loaded, Template};
+use super::{Live, Loaded, Template, working_set};
 use crate::{
     api::error::{Code, Error, chain},
     engine::Engine,
@@ -130,8 +130,12 @@ impl Loaded {
             return;
         }
         let (loaded, engine, template) = (self.clone(), engine.clone(), template.clone());
+        let runtime = tokio::runtime::Handle::current();
         tokio::task::spawn_blocking(move || match engine.images.load_all(template.name()) {
-            Ok(()) => loaded.complete.store(true, Ordering::Release),
+            Ok(()) => {
+                loaded.complete.store(true, Ordering::Release);
+                runtime.spawn(working_set::learn(engine, template, loaded));
+            }
             Err(error) => {
                 tracing::warn!(template = template.name(), error = chain(&error), "image stays incomplete");
                 if matches!(&error, ImagesError::Load(failure) if failure.kind == FailureKind::Snapshot) {

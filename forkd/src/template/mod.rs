@@ -12,6 +12,7 @@ mod root;
 mod scratch;
 mod tool;
 mod validate;
+mod working_set;
 
 use std::{
     path::{Path, PathBuf},

@@ -14,7 +14,7 @@ use super::{
     layout::{self, RamRegion},
 };
 use crate::sys::{
-    mapping::Mapping,
+    mapping::{Mapping, Populate},
     pagemap::{Pagemap, Pages},
 };
 
@@ -93,6 +93,18 @@ impl GuestMemory {
             }
         }
         Ok(())
+    }
+
+    /// Makes private copies of these pages (first page of the image and how many) before anybody writes to them. Pages
+    /// outside of the memory are ignored, and so is the host's refusal: the guest's own faults come to the same.
+    pub fn copy_ahead(&self, runs: &[(u64, u64)]) {
+        for &(first, pages) in runs {
+            let start = first.saturating_mul(layout::PAGE).min(self.bytes());
+            let len = pages.saturating_mul(layout::PAGE).min(self.bytes() - start);
+            if self.mapping.populate(start, len, Populate::Write).is_err() {
+                return;
+            }
+        }
     }
 
     /// The pages the process has copies of, as byte ranges of the image.

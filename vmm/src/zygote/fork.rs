@@ -84,6 +84,11 @@ fn live(
         vm: &mut || stamps.vm = clock::monotonic_ns(),
         vcpus: &mut || stamps.vcpus = clock::monotonic_ns(),
     };
+    // Before the VM exists: no second-stage entry has to be taken back for it. An image that is not complete is left
+    // alone, where each page would wait for the pager.
+    if !lazy {
+        zygote.memory.copy_ahead(&zygote.write_set.acknowledge);
+    }
     let seed = EventLoopSeed::new()?;
     let Zygote { kvm, machine: prepared, memory, root, .. } = zygote;
     let mut machine = Machine::restore(kvm, prepared, memory.clone(), root.as_ref(), &seed, steps)?;

@@ -18,7 +18,7 @@ use crate::{
     clock,
     machine::{self, PreparedMachine},
     memory::guest::GuestMemory,
-    protocol::{Failure, FailureKind, FromZygote, Stamps, ToZygote},
+    protocol::{Failure, FailureKind, FromZygote, Stamps, ToZygote, WriteSet},
     snapshot::Snapshot,
     sys::{
         mapping::Mapping,
@@ -35,6 +35,7 @@ pub struct Zygote {
     /// What `memory` is a view of, for rewinds.
     image: File,
     root: Option<Mapping>,
+    write_set: WriteSet,
     snapshot: Snapshot,
     msr_list: Vec<u32>,
     daemon: Option<rustix::process::Pid>,
@@ -71,13 +72,20 @@ pub fn serve(mut control: Channel) -> Result<(), Error> {
     let Some((ToZygote::Load { root }, fds)) = control.receive()? else {
         return Err(Error::BadMessage("the first message"));
     };
-    let zygote = match Zygote::load(fds, root, single) {
+    let mut zygote = match Zygote::load(fds, root, single) {
         Ok(zygote) => zygote,
         Err(failure) => return Ok(control.send(&FromZygote::LoadFailed(failure), &[])?),
     };
     control.send(&FromZygote::Loaded, &[])?;
     while let Some((message, fds)) = control.receive()? {
-        let ToZygote::Spawn { token, lazy } = message else { return Err(Error::BadMessage("a second load")) };
+        let (token, lazy) = match message {
+            ToZygote::Spawn { token, lazy } => (token, lazy),
+            ToZygote::WriteSet(set) => {
+                zygote.write_set = set;
+                continue;
+            }
+            ToZygote::Load { .. } => return Err(Error::BadMessage("a second load")),
+        };
         let Ok([socket]) = <[OwnedFd; 1]>::try_from(fds) else { return Err(Error::BadMessage("a spawn")) };
         zygote.spawn(&mut control, token, lazy, Channel::new(socket))?;
     }
@@ -110,7 +118,7 @@ impl Zygote {
             kvm.create_vm().map_err(|source| fail(&machine::Error::Kvm { call: "KVM_CREATE_VM", source }))?;
         let daemon = rustix::process::getppid();
         let image = File::from(image);
-        Ok(Self { _open_vm: open_vm, kvm, machine, memory, image, root, snapshot, msr_list, daemon, single })
+        Ok(Self { _open_vm: open_vm, kvm, machine, memory, image, root, write_set: WriteSet::default(), snapshot, msr_list, daemon, single })
     }
 
     /// Makes the process of one fork.

@@ -1,0 +1,61 @@
+//! What the forks of a template touch first, learnt from two of them that nobody sees.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use forkling_vmm::protocol::{MAX_PAGE_RUNS, PageRun, WriteSet};
+
+use super::{Loaded, Template};
+use crate::{
+    api::{
+        error::chain,
+        types::{Payload, Rehearsal},
+    },
+    engine::Engine,
+    fork::{ParkError, touched},
+};
+
+/// Learns the working set of a template whose image is complete, and tells its zygote.
+pub async fn learn(engine: Arc<Engine>, template: Arc<Template>, loaded: Arc<Loaded>) {
+    match record(&engine, &template, &loaded).await {
+        Ok(set) => {
+            let pages = |runs: &[PageRun]| runs.iter().map(|(_, pages)| pages).sum::<u64>();
+            let (acknowledge, command) = (pages(&set.acknowledge), pages(&set.command));
+            tracing::debug!(template = template.name(), acknowledge, command, "pages written first are known");
+            if let Err(error) = loaded.zygote.set_write_set(set).await {
+                tracing::debug!(template = template.name(), error = chain(&error), "no write set");
+            }
+        }
+        Err(error) => {
+            tracing::warn!(template = template.name(), error = chain(&error), "the working set is not known");
+        }
+    }
+}
+
+async fn record(engine: &Engine, template: &Template, loaded: &Loaded) -> Result<WriteSet, ParkError> {
+    let acknowledge = touched(engine, &loaded.zygote, Rehearsal::Acknowledge).await?.write;
+    if template.record.spec.payload == Payload::Null {
+        return Ok(WriteSet { acknowledge, command: Vec::new() });
+    }
+    let command = touched(engine, &loaded.zygote, Rehearsal::Command).await?.write;
+    let command = without(&command, &acknowledge);
+    Ok(WriteSet { acknowledge, command })
+}
+
+/// The pages of `all` that are not in `known`.
+fn without(all: &[PageRun], known: &[PageRun]) -> Vec<PageRun> {
+    let pages = |runs: &[PageRun]| -> BTreeSet<u64> {
+        runs.iter().flat_map(|&(first, pages)| first..first.saturating_add(pages)).collect()
+    };
+    let mut runs: Vec<PageRun> = Vec::new();
+    for page in pages(all).difference(&pages(known)).copied() {
+        match runs.last_mut() {
+            Some((first, pages)) if *first + *pages == page => *pages += 1,
+            _ => runs.push((page, 1)),
+        }
+    }
+    runs.truncate(MAX_PAGE_RUNS);
+    runs
+}
+
+#[cfg(test)]
+mod tests;
