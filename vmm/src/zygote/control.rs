@@ -38,12 +38,20 @@ pub struct Control {
     console: ConsoleReader,
     /// After a rewind, the socket is the lead vCPU's.
     rewinding: bool,
+    /// Done before the first connection, since a command follows it.
+    before_connection: Option<Box<dyn FnOnce() + Send>>,
 }
 
 impl Control {
     /// Requests go to `requests`, whose receiver is the lead vCPU's thread.
     pub fn new(channel: Arc<Channel>, requests: Sender<Request>, interrupter: Interrupter) -> Self {
-        Self { channel, requests, interrupter, console: ConsoleReader::default(), rewinding: false }
+        let console = ConsoleReader::default();
+        Self { channel, requests, interrupter, console, rewinding: false, before_connection: None }
+    }
+
+    /// Does `work` before it makes the first connection.
+    pub fn before_connection(&mut self, work: impl FnOnce() + Send + 'static) {
+        self.before_connection = Some(Box::new(work));
     }
 
     // The receiver lives as long as the process.
@@ -61,6 +69,9 @@ impl Source for Control {
         while !self.rewinding {
             match self.channel.try_receive() {
                 Ok(Some((ToFork::Connect { port }, fds))) => {
+                    if let Some(work) = self.before_connection.take() {
+                        work();
+                    }
                     for stream in fds {
                         if let Err(error) = devices.connect(port, stream) {
                             // The stream is closed, which is what its other side waits for.

@@ -92,7 +92,11 @@ fn live(
     let seed = EventLoopSeed::new()?;
     let Zygote { kvm, machine: prepared, memory, root, .. } = zygote;
     let mut machine = Machine::restore(kvm, prepared, memory.clone(), root.as_ref(), &seed, steps)?;
-    let (desk, source) = Desk::open(control);
+    let (desk, mut source) = Desk::open(control);
+    if !lazy {
+        let (memory, command) = (zygote.memory.clone(), zygote.write_set.command.clone());
+        source.before_connection(move || memory.copy_ahead(&command));
+    }
     let mut event_loop = seed.serve(machine.devices().clone(), source).start()?;
     stamps.restored = clock::monotonic_ns();
     let mut fork = Fork { zygote, control, desk };
