@@ -71,9 +71,6 @@ pub struct Args {
     /// Load images eagerly even where userfaultfd is available
     #[arg(long)]
     pub eager: bool,
-    /// Do not put complete images together into pages of 2 MiB
-    #[arg(long)]
-    pub no_huge_pages: bool,
     /// Do not copy ahead the pages that forks of a template are known to write first
     #[arg(long)]
     pub no_copy_ahead: bool,
@@ -94,8 +91,6 @@ pub struct Config {
     pub kernel: PathBuf,
     /// Load images eagerly.
     pub eager: bool,
-    /// Put complete images together into large pages.
-    pub huge_pages: bool,
     /// Copy ahead what forks are known to write.
     pub copy_ahead: bool,
 }
@@ -125,7 +120,6 @@ impl Config {
             kernel: args.kernel.map_or_else(|| state_dir.join("kernel/vmlinux"), absolute),
             state_dir: absolute(state_dir),
             eager: args.eager,
-            huge_pages: !args.no_huge_pages,
             copy_ahead: !args.no_copy_ahead,
         })
     }

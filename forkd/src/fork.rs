@@ -6,7 +6,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -35,9 +35,12 @@ pub use create::{Request, create};
 pub use park::{Error as ParkError, Parked, Touched, park, touched};
 pub use timings::monotonic_ns;
 
+use reset::Progress;
+
 mod console;
 mod create;
 mod park;
+mod reset;
 mod supervise;
 mod timings;
 
@@ -87,6 +90,9 @@ pub struct Fork {
     save: Mutex<Option<oneshot::Sender<Result<(), Failure>>>>,
     /// Held during a save: one at a time.
     saving: tokio::sync::Mutex<()>,
+    progress: watch::Sender<Progress>,
+    /// When its latest activation was asked for; CLOCK_MONOTONIC in nanoseconds.
+    received_ns: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -114,6 +120,8 @@ impl Fork {
             agent: tokio::sync::Mutex::new(None),
             save: Mutex::new(None),
             saving: tokio::sync::Mutex::new(()),
+            progress: watch::Sender::default(),
+            received_ns: AtomicU64::new(request.received_ns),
         }
     }
 

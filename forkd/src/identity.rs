@@ -59,6 +59,12 @@ impl Identity {
         Self { generation, nonce: u64::from_le_bytes(random()), ..self.clone() }
     }
 
+    /// The same with another machine id.
+    #[must_use]
+    pub fn with_new_machine_id(self) -> Self {
+        Self { machine_id: machine_id(random()), ..self }
+    }
+
     /// The mailbox, with fresh entropy; the clock is that of the activation.
     pub fn mailbox(&self) -> Result<Vec<u8>, mailbox::Error> {
         let header = mailbox::Header {

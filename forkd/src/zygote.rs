@@ -120,9 +120,9 @@ impl Zygote {
         Ok(spawned)
     }
 
-    /// Says that the image is complete, and what its forks write first.
-    pub async fn complete(&self, write_set: WriteSet, huge_pages: bool) -> Result<(), control::Error> {
-        self.socket.send(&ToZygote::Complete { write_set, huge_pages }, &[]).await
+    /// Says what its forks write first.
+    pub async fn set_write_set(&self, set: WriteSet) -> Result<(), control::Error> {
+        self.socket.send(&ToZygote::WriteSet(set), &[]).await
     }
 
     /// Process id.

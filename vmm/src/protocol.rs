@@ -22,13 +22,8 @@ pub enum ToZygote {
         /// Whether a root image descriptor follows.
         root: bool,
     },
-    /// The image is complete and will not change. No answer.
-    Complete {
-        /// What forks write first: later ones get copies of it in one go instead of a fault for each page.
-        write_set: WriteSet,
-        /// Put the image together into large pages, between spawns.
-        huge_pages: bool,
-    },
+    /// What forks write first, so that later ones get copies of it in one go instead of a fault for each page. No answer.
+    WriteSet(WriteSet),
     /// Make a fork. Descriptor: the fork's end of its control socket. Answered by
     /// [`FromZygote::Spawned`] or [`FromZygote::SpawnFailed`]; later news come on the fork's own socket.
     Spawn {

@@ -8,6 +8,7 @@ mod extract;
 mod forks;
 mod idempotency;
 mod ndjson;
+mod reset;
 mod system;
 mod templates;
 
@@ -45,6 +46,7 @@ fn routes() -> OpenApiRouter<Shared> {
         .routes(routes!(forks::create, forks::list, forks::kill_many))
         .routes(routes!(forks::inspect, forks::kill))
         .routes(routes!(forks::snapshot))
+        .routes(routes!(reset::reset))
         .routes(routes!(forks::console))
         .layer(DefaultBodyLimit::max(limits::MAX_BODY))
         .merge(exec)

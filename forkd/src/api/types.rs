@@ -365,6 +365,32 @@ pub struct CreateForks {
     pub metadata: BTreeMap<String, String>,
 }
 
+/// What a fork is called after a reset.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum NextIdentity {
+    /// As before. Its generation and its randomness are new all the same.
+    #[default]
+    Same,
+    /// The same id and names, another machine id.
+    New,
+}
+
+/// How to reset a fork.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ResetFork {
+    /// Its identity from then on.
+    #[serde(default)]
+    pub identity: NextIdentity,
+    /// Keep the memory of pages it wrote, up to 32 MiB, so that writing them again is fast.
+    #[serde(default = "yes")]
+    pub keep_writes: bool,
+    /// Longest time to the acknowledgement in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+}
+
 /// How long each phase of a fork took, in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Timings {

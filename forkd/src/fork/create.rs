@@ -46,7 +46,31 @@ impl Drop for Unclaimed {
 }
 
 /// Makes a fork and waits for its acknowledgement. Cancelled, it leaves nothing.
-pub async fn create(engine: &Arc<Engine>, request: Request) -> Result<Arc<Fork>, Error> {
+pub async fn create(engine: &Arc<Engine>, mut request: Request) -> Result<Arc<Fork>, Error> {
+    loop {
+        match attempt(engine, &request).await {
+            // A parked fork may have been killed in the pool, or just now; that is nothing to the caller.
+            Err(Failed { error, parked: true }) if error.code == Code::ForkFailed => {
+                request.pool = PoolUse::Bypass;
+            }
+            outcome => return outcome.map_err(|failed| failed.error),
+        }
+    }
+}
+
+/// Why there is no fork, and whether it was to be a parked one.
+struct Failed {
+    error: Error,
+    parked: bool,
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Self { error, parked: false }
+    }
+}
+
+async fn attempt(engine: &Arc<Engine>, request: &Request) -> Result<Arc<Fork>, Failed> {
     let late = || Error::new(Code::ForkTimeout, "the fork was not made in the time given");
     let deadline = request.deadline;
     let (unclaimed, outcome) = timeout_at(deadline, begin(engine, request)).await.map_err(|_| late())??;
@@ -54,11 +78,13 @@ pub async fn create(engine: &Arc<Engine>, request: Request) -> Result<Arc<Fork>,
     match timeout_at(deadline, outcome).await {
         Ok(Ok(Ok(()))) => Ok(fork),
         // A snapshot found damaged takes the zygote with it; the damage is the reason.
-        Ok(Ok(Err(error))) => Err(fork.template.damage().unwrap_or(error)),
-        Ok(Err(_)) => Err(Error::new(Code::Internal, "the fork's task ended without a word")),
+        Ok(Ok(Err(error))) => {
+            Err(Failed { error: fork.template.damage().unwrap_or(error), parked: fork.parked })
+        }
+        Ok(Err(_)) => Err(Error::new(Code::Internal, "the fork's task ended without a word").into()),
         Err(_) => {
             fork.kill("timeout", "it did not acknowledge in the time given");
-            Err(late())
+            Err(late().into())
         }
     }
 }
@@ -66,16 +92,16 @@ pub async fn create(engine: &Arc<Engine>, request: Request) -> Result<Arc<Fork>,
 type Outcome = tokio::sync::oneshot::Receiver<Result<(), Error>>;
 
 /// Sends all that the fork needs, in one go, and leaves it to its supervisor.
-async fn begin(engine: &Arc<Engine>, request: Request) -> Result<(Unclaimed, Outcome), Error> {
+async fn begin(engine: &Arc<Engine>, request: &Request) -> Result<(Unclaimed, Outcome), Error> {
     let loaded = request.template.ready(engine).await?;
     if request.pool == PoolUse::Use {
         while let Some(parked) = request.template.pool().claim() {
-            if let Some(begun) = activate(engine, &request, parked).await? {
+            if let Some(begun) = activate(engine, request, parked).await? {
                 return Ok(begun);
             }
         }
     }
-    make(engine, &request, &loaded).await
+    make(engine, request, &loaded).await
 }
 
 /// A new fork's record, entered, and what activates it.
@@ -115,7 +141,7 @@ async fn activate(
     }
     let (socket, process) = parked.take();
     let fork = unclaimed.0.clone();
-    let (supervisor, outcome) = Supervisor::new(engine.clone(), fork, socket, None, request.received_ns);
+    let (supervisor, outcome) = Supervisor::new(engine.clone(), fork, socket, None);
     tokio::spawn(supervisor.run_parked(process));
     Ok(Some((unclaimed, outcome)))
 }
@@ -147,7 +173,7 @@ async fn make(
     // The fork reads it when it is ready; a fork that is never made is reported by the zygote.
     let sent = socket.send(&activate, &[]).await;
     let (supervisor, outcome) =
-        Supervisor::new(engine.clone(), fork, socket, Some(permit), request.received_ns);
+        Supervisor::new(engine.clone(), fork, socket, Some(permit));
     tokio::spawn(supervisor.run(spawned));
     if let Err(error) = sent {
         tracing::debug!(%error, "activation was not sent");

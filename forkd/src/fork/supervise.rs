@@ -33,7 +33,6 @@ pub struct Supervisor {
     fork: Arc<Fork>,
     socket: Arc<Socket>,
     permit: Option<OwnedSemaphorePermit>,
-    received_ns: u64,
     outcome: Option<oneshot::Sender<Result<(), Error>>>,
     last_words: Option<LastWords>,
 }
@@ -45,10 +44,9 @@ impl Supervisor {
         fork: Arc<Fork>,
         socket: Arc<Socket>,
         permit: Option<OwnedSemaphorePermit>,
-        received_ns: u64,
     ) -> (Self, oneshot::Receiver<Result<(), Error>>) {
         let (sender, outcome) = oneshot::channel();
-        (Self { engine, fork, socket, permit, received_ns, outcome: Some(sender), last_words: None }, outcome)
+        (Self { engine, fork, socket, permit, outcome: Some(sender), last_words: None }, outcome)
     }
 
     /// Watches the fork until its process is reaped.
@@ -122,7 +120,10 @@ impl Supervisor {
     fn hear(&mut self, message: FromFork, mut fds: Vec<OwnedFd>) {
         match message {
             FromFork::Faults { base, len } => self.page(fds.pop(), base, len),
-            FromFork::Parked(_) => self.permit = None,
+            FromFork::Parked(_) => {
+                self.permit = None;
+                self.fork.progress.send_modify(|progress| progress.parked += 1);
+            }
             FromFork::Acknowledged { generation, nonce, stamps } => {
                 self.acknowledged(generation, nonce, &stamps)
             }
@@ -161,14 +162,16 @@ impl Supervisor {
         if expected != (generation, nonce) {
             return self.fork.kill("guest_stopped", "the guest acknowledged an identity that is not its own");
         }
-        let timings = timings::split(self.received_ns, stamps, timings::monotonic_ns());
+        let received = self.fork.received_ns.load(Ordering::Relaxed);
+        let timings = timings::split(received, stamps, timings::monotonic_ns());
         self.fork.status.send_if_modified(|status| {
-            let creating = matches!(status, Status::Creating);
-            if creating {
+            let alive = !matches!(status, Status::Died(_));
+            if alive {
                 *status = Status::Running(timings);
             }
-            creating
+            alive
         });
+        self.fork.progress.send_modify(|progress| progress.acknowledged = generation);
         if let Some(outcome) = self.outcome.take() {
             let _ = outcome.send(Ok(()));
         }

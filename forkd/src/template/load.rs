@@ -134,7 +134,9 @@ impl Loaded {
         tokio::task::spawn_blocking(move || match engine.images.load_all(template.name()) {
             Ok(()) => {
                 loaded.complete.store(true, Ordering::Release);
-                runtime.spawn(working_set::learn(engine, template, loaded));
+                if engine.config.copy_ahead {
+                    runtime.spawn(working_set::learn(engine, template, loaded));
+                }
             }
             Err(error) => {
                 tracing::warn!(template = template.name(), error = chain(&error), "image stays incomplete");

@@ -21,8 +21,7 @@ pub async fn learn(engine: Arc<Engine>, template: Arc<Template>, loaded: Arc<Loa
             let pages = |runs: &[PageRun]| runs.iter().map(|(_, pages)| pages).sum::<u64>();
             let (acknowledge, command) = (pages(&set.acknowledge), pages(&set.command));
             tracing::debug!(template = template.name(), acknowledge, command, "pages written first are known");
-            let set = if engine.config.copy_ahead { set } else { WriteSet::default() };
-            if let Err(error) = loaded.zygote.complete(set, engine.config.huge_pages).await {
+            if let Err(error) = loaded.zygote.set_write_set(set).await {
                 tracing::debug!(template = template.name(), error = chain(&error), "no write set");
             }
         }

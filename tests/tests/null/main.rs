@@ -9,3 +9,4 @@ mod isolation;
 mod leaks;
 mod limits;
 mod pager;
+mod pool;

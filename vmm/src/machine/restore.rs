@@ -107,9 +107,9 @@ impl Machine<Paused> {
     /// Takes a machine that has run back to the prepared state, in place: the guest cannot tell it from a new one. Its
     /// event loop stands still. Clocks stand until [`PreparedMachine::restart_clocks`]; devices wait for their kick.
     ///
-    /// With `keep`, pages the guest has written stay private copies, which costs their memory and saves the guest from
-    /// copying them again ([`GuestMemory::rewind`]).
-    pub fn rewind(&self, prepared: &PreparedMachine, image: &File, keep: bool) -> Result<(), Error> {
+    /// Pages the guest has written stay private copies up to `keep` bytes, which costs their memory and saves the guest
+    /// from copying them again ([`GuestMemory::rewind`]).
+    pub fn rewind(&self, prepared: &PreparedMachine, image: &File, keep: u64) -> Result<(), Error> {
         self.core.memory.rewind(image, keep).map_err(Error::Rewind)?;
         for (vcpu, prepared) in self.state.vcpus.iter().zip(&prepared.vcpus) {
             vcpu.rewind(prepared)?;

@@ -74,18 +74,21 @@ impl GuestMemory {
     }
 
     /// Makes a copy-on-write view equal to its `image` again. The pages it has copies of are overwritten with what the
-    /// image has there (`keep`: they stay private, and so stay mapped writable in the guest's second-stage tables), or
-    /// thrown away.
+    /// image has there (up to `keep` bytes: they stay private, and so stay mapped writable in the guest's second-stage
+    /// tables), or thrown away.
     ///
     /// # Errors
     /// When the page tables or the image cannot be read.
-    pub fn rewind(&self, image: &File, keep: bool) -> io::Result<()> {
-        let mut buffer = if keep { vec![0; REWIND_PIECE as usize] } else { Vec::new() };
+    pub fn rewind(&self, image: &File, keep: u64) -> io::Result<()> {
+        let mut buffer = if keep > 0 { vec![0; REWIND_PIECE as usize] } else { Vec::new() };
+        let mut kept = 0;
         for range in self.private()? {
-            if !keep {
-                self.mapping.discard(range.start, range.end - range.start)?;
+            let len = range.end - range.start;
+            if kept + len > keep {
+                self.mapping.discard(range.start, len)?;
                 continue;
             }
+            kept += len;
             for start in range.clone().step_by(REWIND_PIECE as usize) {
                 let piece = &mut buffer[..(range.end - start).min(REWIND_PIECE) as usize];
                 image.read_exact_at(piece, start)?;

@@ -16,11 +16,6 @@ pub struct Mapping {
     len: usize,
 }
 
-const PAGE: usize = 4096;
-
-/// Size of a large page in bytes.
-pub const HUGE: usize = 2 << 20;
-
 /// What [`Mapping::populate`] puts into the page tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Populate {
@@ -41,20 +36,9 @@ impl Mapping {
         Ok(Self { address: address as usize, len })
     }
 
-    /// A copy-on-write view of the first `len` bytes of a file: writes stay in this process. It starts at a multiple of
-    /// [`HUGE`], so that large pages of the file are mapped as such.
+    /// A copy-on-write view of the first `len` bytes of a file: writes stay in this process.
     pub fn copy_on_write(file: impl AsFd, len: usize) -> io::Result<Self> {
-        let protection = ProtFlags::READ | ProtFlags::WRITE;
-        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-        // SAFETY: the kernel chooses a free range, so no existing object is overlaid.
-        let reserved =
-            unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), len + HUGE, ProtFlags::empty(), flags)? };
-        let address = (reserved as usize).next_multiple_of(HUGE);
-        // SAFETY: the range lies in the one just reserved, in which nothing is.
-        let address = unsafe {
-            rustix::mm::mmap(address as *mut _, len, protection, flags | MapFlags::FIXED, file, 0)?
-        };
-        Ok(Self { address: address as usize, len })
+        Self::of_file(file, len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE)
     }
 
     /// A read-only view of the first `len` bytes of a file, sharing the page cache.
@@ -91,34 +75,6 @@ impl Mapping {
         let start = self.piece(offset, len);
         // SAFETY: the range lies in this mapping (`piece`), which is guest memory: no Rust object lives in it.
         Ok(unsafe { madvise(start, len as usize, Advice::LinuxDontNeed) }?)
-    }
-
-    /// Has the kernel put the file's pages in `[offset, offset + len)` together into large ones, wherever it can:
-    /// MADV_COLLAPSE of Linux 6.1.
-    ///
-    /// # Errors
-    /// Those of madvise(2); some pages may have been put together.
-    pub fn collapse(&self, offset: u64, len: u64) -> io::Result<()> {
-        const MADV_COLLAPSE: i32 = 25;
-        let start = self.piece(offset, len);
-        // SAFETY: the range lies in this mapping (`piece`); its contents stay what they are.
-        let result = unsafe { libc::madvise(start, len as usize, MADV_COLLAPSE) };
-        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-    }
-
-    /// How many of the file's pages in `[offset, offset + len)` are in memory, in whatever process (mincore(2)).
-    ///
-    /// # Errors
-    /// Those of mincore(2).
-    pub fn pages_in_memory(&self, offset: u64, len: u64) -> io::Result<usize> {
-        let start = self.piece(offset, len);
-        let mut pages = vec![0; (len as usize).div_ceil(PAGE)];
-        // SAFETY: the range lies in this mapping (`piece`), and `pages` has a byte for each of its pages.
-        let result = unsafe { libc::mincore(start, len as usize, pages.as_mut_ptr()) };
-        if result != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(pages.iter().filter(|&&page| page & 1 != 0).count())
     }
 
     fn piece(&self, offset: u64, len: u64) -> *mut std::ffi::c_void {

@@ -28,6 +28,9 @@ use crate::{
 /// zstd level of the chunks of a snapshot that a fork writes.
 const COMPRESSION: i32 = 3;
 
+/// Most bytes of private pages that a rewind keeps: far more than a rehearsal writes, far less than a guest has.
+const MOST_KEPT: u64 = 32 << 20;
+
 /// Why a fork's process ends.
 #[derive(Debug, thiserror::Error)]
 enum Error {
@@ -162,7 +165,7 @@ impl Fork<'_> {
         if rewind.report {
             self.report_working_set(&machine)?;
         }
-        machine.rewind(prepared, image, rewind.keep_writes)?;
+        machine.rewind(prepared, image, if rewind.keep_writes { MOST_KEPT } else { 0 })?;
         Ok((machine, event_loop))
     }
 

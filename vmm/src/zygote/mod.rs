@@ -5,7 +5,6 @@
 
 mod control;
 mod fork;
-mod large_pages;
 
 use std::{
     fs::File,
@@ -27,7 +26,6 @@ use crate::{
     },
     vcpu,
 };
-use large_pages::LargePages;
 
 /// What a fork inherits from its zygote.
 pub struct Zygote {
@@ -38,8 +36,6 @@ pub struct Zygote {
     image: File,
     root: Option<Mapping>,
     write_set: WriteSet,
-    /// Large pages still to be made.
-    large_pages: Option<LargePages>,
     snapshot: Snapshot,
     msr_list: Vec<u32>,
     daemon: Option<rustix::process::Pid>,
@@ -81,12 +77,11 @@ pub fn serve(mut control: Channel) -> Result<(), Error> {
         Err(failure) => return Ok(control.send(&FromZygote::LoadFailed(failure), &[])?),
     };
     control.send(&FromZygote::Loaded, &[])?;
-    while let Some((message, fds)) = zygote.next_message(&control)? {
+    while let Some((message, fds)) = control.receive()? {
         let (token, lazy) = match message {
             ToZygote::Spawn { token, lazy } => (token, lazy),
-            ToZygote::Complete { write_set, huge_pages } => {
-                zygote.write_set = write_set;
-                zygote.large_pages = huge_pages.then(|| LargePages::new(&zygote.memory));
+            ToZygote::WriteSet(set) => {
+                zygote.write_set = set;
                 continue;
             }
             ToZygote::Load { .. } => return Err(Error::BadMessage("a second load")),
@@ -123,22 +118,7 @@ impl Zygote {
             kvm.create_vm().map_err(|source| fail(&machine::Error::Kvm { call: "KVM_CREATE_VM", source }))?;
         let daemon = rustix::process::getppid();
         let image = File::from(image);
-        Ok(Self { _open_vm: open_vm, kvm, machine, memory, image, root, write_set: WriteSet::default(), large_pages: None, snapshot, msr_list, daemon, single })
-    }
-
-    /// The next message, with idle time used for large pages.
-    fn next_message(&mut self, control: &Channel) -> Result<Option<(ToZygote, Vec<OwnedFd>)>, Error> {
-        while let Some(mut work) = self.large_pages.take() {
-            match control.try_receive() {
-                Err(channel::Error::Io(error)) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-                received => {
-                    self.large_pages = Some(work);
-                    return Ok(received?);
-                }
-            }
-            self.large_pages = work.step(&self.memory).then_some(work);
-        }
-        Ok(control.receive()?)
+        Ok(Self { _open_vm: open_vm, kvm, machine, memory, image, root, write_set: WriteSet::default(), snapshot, msr_list, daemon, single })
     }
 
     /// Makes the process of one fork.
