@@ -1,0 +1,150 @@
+//! Memory of forks: what the host has less of, and where the kernel says it went.
+
+use std::{thread, time::Duration};
+
+use crate::{
+    bench::{Bench, Fork, Guest, Source},
+    host::{kib_line, meminfo},
+    pool::Pool,
+    results::Results,
+};
+
+/// Lines of `/proc/meminfo` that forks grow, besides MemAvailable, with their names in figure ids.
+const LINES: [(&str, &str); 5] = [
+    ("PageTables", "page_tables"),
+    ("SecPageTables", "sec_page_tables"),
+    ("Slab", "slab"),
+    ("KernelStack", "kernel_stack"),
+    ("AnonPages", "anonymous"),
+];
+
+/// MemAvailable in KiB once it stands still.
+pub fn settled() -> f64 {
+    const SLACK: u64 = 256;
+    let read = || meminfo("MemAvailable").unwrap_or_default();
+    let mut last = read();
+    for _ in 0..40 {
+        thread::sleep(Duration::from_millis(250));
+        let now = read();
+        if now.abs_diff(last) <= SLACK {
+            return now as f64;
+        }
+        last = now;
+    }
+    last as f64
+}
+
+/// A look at the host's memory, in KiB.
+struct Look {
+    available: f64,
+    lines: Vec<f64>,
+}
+
+impl Look {
+    fn now() -> Self {
+        let available = settled();
+        let lines = LINES.iter().map(|(name, _)| meminfo(name).unwrap_or_default() as f64).collect();
+        Self { available, lines }
+    }
+
+    /// Records what each of `count` forks took since this look, as `WHAT` and `WHAT.LINE`.
+    fn record(&self, results: &Results, what: &str, count: usize, note: &str) -> anyhow::Result<()> {
+        let now = Self::now();
+        let each = |before: f64, after: f64| vec![(after - before) / count as f64];
+        results.record(what, "KiB", each(now.available, self.available), Some(note))?;
+        for ((_, name), (before, after)) in LINES.iter().zip(self.lines.iter().zip(&now.lines)) {
+            results.record(&format!("{what}.{name}"), "KiB", each(*before, *after), None)?;
+        }
+        Ok(())
+    }
+}
+
+/// Private memory and page tables of forks' processes, in KiB; none of those that are gone.
+fn private(forks: &[Fork]) -> (Vec<f64>, Vec<f64>) {
+    let sum = |pid: i32, file: &str, names: &[&str]| {
+        let path = format!("/proc/{pid}/{file}");
+        names.iter().map(|name| kib_line(&path, name)).sum::<Option<u64>>().map(|kib| kib as f64)
+    };
+    let rollup = |fork: &Fork| sum(fork.pid, "smaps_rollup", &["Private_Clean", "Private_Dirty"]);
+    let tables = |fork: &Fork| sum(fork.pid, "status", &["VmPTE"]);
+    (forks.iter().filter_map(rollup).collect(), forks.iter().filter_map(tables).collect())
+}
+
+fn record_private(results: &Results, what: &str, forks: &[Fork]) -> anyhow::Result<()> {
+    let (private, tables) = private(forks);
+    results.record(&format!("{what}.private"), "KiB", private, Some("smaps_rollup"))?;
+    results.record(&format!("{what}.process_tables"), "KiB", tables, Some("VmPTE"))
+}
+
+/// Memory over the number of forks, null guest.
+pub fn null(bench: &mut Bench, results: &Results, quick: bool) -> anyhow::Result<()> {
+    if !results.wants(&["mem"]) {
+        return Ok(());
+    }
+    bench.drop_pool()?;
+    let steps: &[usize] = match (bench.lab, quick) {
+        (true, _) => &[20, 100],
+        (false, true) => &[10, 100],
+        (false, false) => &[10, 50, 100, 200, 400, 700, 1000],
+    };
+    let before = Look::now();
+    let mut forks = Vec::new();
+    for &count in steps {
+        forks.extend(bench.fork_many(Source::New, count - forks.len())?);
+        before.record(results, &format!("mem.at_{count}"), count, "MemAvailable, a fork, each acknowledged")?;
+    }
+    record_private(results, "mem", &forks)?;
+    bench.destroy_all()
+}
+
+/// Memory of idle and of parked forks, Linux guest.
+pub fn debian(bench: &mut Bench, results: &Results, quick: bool) -> anyhow::Result<()> {
+    if results.wants(&["mem.idle"]) {
+        idle(bench, results, quick)?;
+    }
+    let count = if quick { 16 } else { 64 };
+    for (what, keep_writes) in [("mem.parked", true), ("mem.parked_bare", false)] {
+        if results.wants(&[what]) && bench.guest == Guest::Debian {
+            parked(bench, results, what, count, keep_writes)?;
+        }
+    }
+    bench.drop_pool()
+}
+
+/// Forks that answered and ran a command each.
+fn idle(bench: &mut Bench, results: &Results, quick: bool) -> anyhow::Result<()> {
+    let steps: &[usize] = if quick { &[20] } else { &[20, 50, 100, 200] };
+    bench.drop_pool()?;
+    let before = Look::now();
+    let mut forks: Vec<Fork> = Vec::new();
+    for &count in steps {
+        for _ in forks.len()..count {
+            let fork = bench.fork(Source::New)?.1;
+            bench.exec(&fork, &["/bin/true"])?;
+            forks.push(fork);
+        }
+        let note = format!("MemAvailable, {count} forks that ran /bin/true");
+        before.record(results, &format!("mem.at_{count}"), count, &note)?;
+    }
+    before.record(results, "mem.idle", forks.len(), &format!("MemAvailable over {} forks", forks.len()))?;
+    record_private(results, "mem.idle", &forks)?;
+    bench.destroy_all()
+}
+
+fn parked(
+    bench: &mut Bench,
+    results: &Results,
+    what: &str,
+    count: u64,
+    keep_writes: bool,
+) -> anyhow::Result<()> {
+    if !bench.pools {
+        results.skip(what, "no pool in this build");
+        return Ok(());
+    }
+    bench.drop_pool()?;
+    let before = Look::now();
+    bench.fill_pool(Pool { keep_writes, ..Pool::of(count) })?;
+    before.record(results, what, count as usize, &format!("MemAvailable over {count} parked forks"))?;
+    bench.drop_pool()
+}

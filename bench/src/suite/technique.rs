@@ -1,0 +1,63 @@
+//! What each technique of a parked fork buys and costs: its rehearsal, and the pages it keeps.
+
+use std::time::Instant;
+
+use super::{
+    ladder::{Step, climb},
+    memory::settled,
+};
+use crate::{
+    bench::{Bench, Source},
+    pool::Pool,
+    results::Results,
+};
+
+const ARMS: [(&str, bool); 5] =
+    [("off", false), ("acknowledge", false), ("acknowledge", true), ("command", false), ("command", true)];
+
+/// Time to park, memory, acknowledgement and first command of each arm.
+pub fn take(bench: &mut Bench, results: &Results, quick: bool) -> anyhow::Result<()> {
+    if !results.wants(&["technique"]) {
+        return Ok(());
+    }
+    if !bench.pools {
+        results.skip("technique", "no pool in this build");
+        return Ok(());
+    }
+    let (depth, rounds) = if quick { (4, 3) } else { (16, 10) };
+    for (rehearsal, keep_writes) in ARMS {
+        let kept = if keep_writes { "keep_writes" } else { "bare" };
+        let what = format!("technique.{rehearsal}.{kept}");
+        if results.wants(&[&what]) {
+            arm(bench, results, &what, Pool { rehearsal, keep_writes, ..Pool::of(depth) }, rounds)?;
+        }
+    }
+    bench.drop_pool()
+}
+
+fn arm(bench: &mut Bench, results: &Results, what: &str, pool: Pool, rounds: usize) -> anyhow::Result<()> {
+    bench.drop_pool()?;
+    let before = settled();
+    let began = Instant::now();
+    bench.set_pool(pool)?;
+    bench.wait_parked(pool.high)?;
+    let took = began.elapsed().as_secs_f64() * 1e3 / pool.high as f64;
+    let note = format!("over {} of them", pool.high);
+    results.record(&format!("{what}.park"), "ms", vec![took], Some(&note))?;
+    let memory = (before - settled()) / pool.high as f64;
+    results.record(&format!("{what}.mem"), "KiB", vec![memory], Some(&note))?;
+    for step in [Step::Ack, Step::ExecTrue] {
+        let mut times = Vec::new();
+        for _ in 0..rounds {
+            bench.quiet();
+            let (took, fork) = climb(bench, Source::Pool, step)?;
+            if fork.parked {
+                times.push(took);
+            }
+            bench.destroy(&fork)?;
+            bench.wait_parked(pool.high)?;
+        }
+        results.record(&format!("{what}.{}", step.name()), "ms", times, None)?;
+    }
+    Ok(())
+}
