@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 use forkling_fixtures::null_guest;
+use forkling_tests::proc;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -94,6 +95,8 @@ pub struct Bench {
     pub lab: bool,
     /// Milliseconds of the stages of the template's build, in order.
     pub stages: Vec<(String, f64)>,
+    /// A fork that lives on, because the first VM of a host pays for all.
+    companion: Option<Fork>,
     programs: PathBuf,
     // Dropped after the daemon.
     directory: TempDir,
@@ -115,6 +118,7 @@ impl Bench {
             pings: false,
             lab,
             stages: Vec::new(),
+            companion: None,
             programs: places.programs.clone(),
             directory,
         };
@@ -230,7 +234,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Kills all forks and waits until they are gone.
+    /// Kills all forks and waits until they are gone; the companion is made anew.
     pub fn destroy_all(&mut self) -> anyhow::Result<()> {
         let listed = self.connection.call("GET", "/v1/forks", None)?;
         let pids: Vec<_> =
@@ -240,7 +244,7 @@ impl Bench {
             ensure!(wait_gone(pid as i32, Duration::from_secs(60))?, "process {pid} does not end");
         }
         self.quiet();
-        Ok(())
+        self.companion.take().map_or(Ok(()), |_| self.accompany())
     }
 
     /// Lets what follows the end of a VM happen; on one emulated CPU it would count as the next fork's.
@@ -258,15 +262,38 @@ impl Bench {
         Ok(answer["stdout"].as_str().unwrap_or_default().to_owned())
     }
 
+    /// Makes the companion, unless there is one.
+    pub fn accompany(&mut self) -> anyhow::Result<()> {
+        if self.companion.is_none() {
+            self.companion = Some(self.fork(Source::New)?.1);
+        }
+        Ok(())
+    }
+
+    /// Waits until dead processes are reaped and what they held is given back.
+    pub fn settle(&self) -> anyhow::Result<()> {
+        let look = || (self.daemon.children(), proc::descriptors(self.daemon.pid()).len());
+        let mut last = look();
+        for _ in 0..100 {
+            thread::sleep(Duration::from_millis(300));
+            let now = look();
+            if now == last {
+                return Ok(());
+            }
+            last = now;
+        }
+        bail!("the daemon does not come to rest: {last:?}")
+    }
+
     /// Restarts the daemon over the same templates.
     pub fn restart(self) -> anyhow::Result<Self> {
-        let Self { connection, daemon, guest, pools, pings, lab, stages, programs, directory } = self;
+        let Self { connection, daemon, guest, pools, pings, lab, stages, companion: _, programs, directory } = self;
         drop(connection);
         daemon.end()?;
         let run = directory.path();
         let daemon = Daemon::start(&programs, &run.join("state"), run)?;
         let connection = daemon.connect()?;
-        Ok(Self { connection, daemon, guest, pools, pings, lab, stages, programs, directory })
+        Ok(Self { connection, daemon, guest, pools, pings, lab, stages, companion: None, programs, directory })
     }
 }
 

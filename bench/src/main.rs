@@ -69,6 +69,9 @@ struct Run {
     /// Few samples: for a look, not for publication
     #[arg(long)]
     quick: bool,
+    /// Cold starts and nothing else; they need root, and templates on a disk
+    #[arg(long)]
+    cold: bool,
     /// Commit, where there is no git
     #[arg(long, env = "FORKLING_BENCH_REV")]
     rev: Option<String>,
@@ -105,7 +108,11 @@ fn main() -> anyhow::Result<std::process::ExitCode> {
     match command {
         Command::Run(run) => {
             let results = Results::new(Origin::here(run.rev), run.guest.name(), &out, run.only)?;
-            suite::run(&run.places.places()?, run.guest, &results, run.quick)?;
+            let places = run.places.places()?;
+            match run.cold {
+                true => suite::run_cold(&places, run.guest, &results, run.quick)?,
+                false => suite::run(&places, run.guest, &results, run.quick)?,
+            }
         }
         Command::Compare(args) => compare::run(&args)?,
         Command::Page => page::write(&out)?,

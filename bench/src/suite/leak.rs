@@ -17,6 +17,7 @@ type Holdings = BTreeMap<&'static str, f64>;
 
 /// Takes all of it, daemon and zygote.
 fn holdings(bench: &mut Bench) -> anyhow::Result<Holdings> {
+    bench.settle()?;
     let template = bench.connection.call("GET", &format!("/v1/templates/{TEMPLATE}"), None)?;
     let zygote = template["zygote_pid"].as_i64().context("the template has no zygote")? as i32;
     let daemon = bench.daemon.pid();

@@ -52,6 +52,9 @@ impl Look {
         let now = Self::now();
         let each = |before: f64, after: f64| vec![(after - before) / count as f64];
         results.record(what, "KiB", each(now.available, self.available), Some(note))?;
+        let sum = |look: &Self| look.lines.iter().sum::<f64>();
+        let parts = each(sum(self), sum(&now));
+        results.record(&format!("{what}.accounted"), "KiB", parts, Some("the parts below together"))?;
         for ((_, name), (before, after)) in LINES.iter().zip(self.lines.iter().zip(&now.lines)) {
             results.record(&format!("{what}.{name}"), "KiB", each(*before, *after), None)?;
         }

@@ -17,26 +17,31 @@ use crate::{
 pub const PHASES: [&str; 9] =
     ["queue", "fork", "vm", "vcpus", "restore", "activate", "enter", "guest", "reply"];
 
-/// Takes the figures that are wanted.
+/// Takes the figures that are wanted, but for cold starts.
 pub fn run(places: &Places, guest: Guest, results: &Results, quick: bool) -> anyhow::Result<()> {
-    let origin = &results.origin;
-    println!("{}, {}, {}, load {:.2}", origin.host, origin.kvm, origin.rev, host::load());
-    let mut bench = Bench::start(places, guest, origin.is_lab())?;
-    println!("pool: {}", if bench.pools { "yes" } else { "no pool in this build" });
-    show_head();
+    let mut bench = start(places, guest, results)?;
     stages(&bench, results)?;
-    // The first VM of a host pays for all.
-    let companion = bench.fork(crate::bench::Source::New)?.1;
+    bench.accompany()?;
     match guest {
         Guest::Null => null(&mut bench, results, quick)?,
         Guest::Debian => debian(&mut bench, results, quick)?,
     }
-    bench.destroy(&companion)?;
-    let bench = match guest {
-        Guest::Debian => cold::take(bench, results, quick)?,
-        Guest::Null => bench,
-    };
     bench.daemon.end()
+}
+
+/// Takes the figures of cold starts.
+pub fn run_cold(places: &Places, guest: Guest, results: &Results, quick: bool) -> anyhow::Result<()> {
+    let bench = start(places, guest, results)?;
+    cold::take(bench, results, quick)?.daemon.end()
+}
+
+fn start(places: &Places, guest: Guest, results: &Results) -> anyhow::Result<Bench> {
+    let origin = &results.origin;
+    println!("{}, {}, {}, load {:.2}", origin.host, origin.kvm, origin.rev, host::load());
+    let bench = Bench::start(places, guest, origin.is_lab())?;
+    println!("pool: {}", if bench.pools { "yes" } else { "no pool in this build" });
+    show_head();
+    Ok(bench)
 }
 
 fn null(bench: &mut Bench, results: &Results, quick: bool) -> anyhow::Result<()> {
