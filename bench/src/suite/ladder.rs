@@ -143,6 +143,11 @@ pub fn debian(bench: &mut Bench, results: &Results, quick: bool) -> anyhow::Resu
             arm.record(bench, results)?;
         }
     }
+    if bench.lab {
+        let mut arm = Arm { refilling: true, ..Arm::new(Source::Pool, Step::ExecTrue) };
+        arm.run(bench, results, many)?;
+        arm.record(bench, results)?;
+    }
     bench.drop_pool()
 }
 
@@ -154,26 +159,34 @@ pub struct Arm {
     phases: Phases,
     /// Requests that the pool should have served and did not.
     missed: usize,
+    /// Whether the next fork is parked while this one works.
+    refilling: bool,
 }
 
 impl Arm {
     fn new(source: Source, step: Step) -> Self {
-        Self { source, step, times: Vec::new(), phases: Phases::default(), missed: 0 }
+        Self { source, step, times: Vec::new(), phases: Phases::default(), missed: 0, refilling: false }
     }
 
     fn id(&self) -> String {
-        format!("{}.{}", source_id(self.source), self.step.name())
+        let refilling = if self.refilling { ".refilling" } else { "" };
+        format!("{}.{}{refilling}", source_id(self.source), self.step.name())
     }
 
     fn run(&mut self, bench: &mut Bench, results: &Results, count: usize) -> anyhow::Result<()> {
         if !results.wants(&[&self.id()]) || (self.source == Source::Pool && !bench.pools) {
             return Ok(());
         }
-        if bench.pools {
+        // On one emulated CPU a refill runs in the middle of what is measured.
+        let hold = bench.lab && !self.refilling && self.source == Source::Pool;
+        if bench.pools && !hold {
             let depth = if self.source == Source::Pool { DEPTH } else { 0 };
             bench.fill_pool(Pool::of(depth))?;
         }
         for _ in 0..count {
+            if hold {
+                bench.hold_one(Pool::of(1))?;
+            }
             let (took, fork) = climb(bench, self.source, self.step)?;
             if fork.parked == (self.source == Source::Pool) {
                 self.times.push(took);
@@ -182,7 +195,7 @@ impl Arm {
                 self.missed += 1;
             }
             bench.destroy(&fork)?;
-            if self.source == Source::Pool {
+            if self.source == Source::Pool && !hold {
                 bench.wait_parked(DEPTH)?;
                 bench.quiet();
             }
@@ -199,8 +212,15 @@ impl Arm {
             results.skip(&id, "no pool in this build");
             return Ok(());
         }
-        ensure!(self.missed == 0, "{id}: {} of {} came from elsewhere", self.missed, self.times.len());
-        let note = (self.step == Step::Rpc && !bench.pings).then_some("a refused command: no ping in this build");
+        // A pool trims itself once in a second, and may do so just then.
+        let few = self.missed * 20 <= self.times.len();
+        ensure!(few, "{id}: {} came from elsewhere, {} not", self.missed, self.times.len());
+        let note = match (self.step, bench.lab && self.source == Source::Pool, self.refilling) {
+            (Step::Rpc, ..) if !bench.pings => Some("a refused command: no ping in this build"),
+            (_, true, false) => Some("no refill meanwhile"),
+            (_, true, true) => Some("a refill on the same CPU meanwhile"),
+            _ => None,
+        };
         results.record(&id, "ms", self.times, note)?;
         if self.step == Step::Ack { self.phases.record(results, source_id(self.source)) } else { Ok(()) }
     }

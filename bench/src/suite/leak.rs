@@ -24,7 +24,7 @@ fn holdings(bench: &mut Bench) -> anyhow::Result<Holdings> {
     let resident = |pid: i32| kib_line(&format!("/proc/{pid}/status"), "VmRSS").unwrap_or_default() as f64;
     let (of_daemon, of_zygote) = (proc::holdings(daemon), proc::holdings(zygote));
     Ok(BTreeMap::from([
-        ("host_kib", -settled()),
+        ("host_kib", -settled(false)),
         ("daemon_kib", resident(daemon)),
         ("zygote_kib", resident(zygote)),
         ("descriptors", (of_daemon.descriptors + of_zygote.descriptors) as f64),

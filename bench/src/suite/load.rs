@@ -30,17 +30,43 @@ const CALLERS: usize = 4;
 /// Stack of a caller's thread in bytes.
 const STACK: usize = 256 << 10;
 
-/// 1,000 forks in one request; each counts when its guest acknowledged with the nonce it was given.
+/// 1,000 forks in one request, without a pool and with one that holds as many.
 pub fn fan_out(bench: &mut Bench, results: &Results, quick: bool) -> anyhow::Result<()> {
-    if !results.wants(&["fanout_1000"]) || bench.lab {
+    if bench.lab {
         return Ok(());
     }
+    let rounds = if quick { 2 } else { 5 };
+    bench.drop_pool()?;
+    if results.wants(&["fanout_1000.wall"]) {
+        one_request(bench, results, "fanout_1000", rounds, 0)?;
+    }
+    if bench.pools && results.wants(&["fanout_1000.pooled"]) {
+        one_request(bench, results, "fanout_1000.pooled", rounds, FAN_OUT as u64)?;
+        bench.drop_pool()?;
+    }
+    Ok(())
+}
+
+/// Each fork counts when its guest acknowledged with the nonce it was given; the daemon compares.
+fn one_request(
+    bench: &mut Bench,
+    results: &Results,
+    what: &str,
+    rounds: usize,
+    parked: u64,
+) -> anyhow::Result<()> {
     let ask = request("POST", "/v1/forks", Some(&bench.fork_body(Source::Pool, FAN_OUT)));
     let (mut walls, mut failures, mut teardowns) = (Vec::new(), Vec::new(), Vec::new());
     let mut load: f64 = 0.0;
-    for _ in 0..if quick { 2 } else { 5 } {
+    for _ in 0..rounds {
+        if parked > 0 {
+            bench.fill_pool(Pool::of(parked))?;
+        }
         load = load.max(host::load());
         let (took, reply) = bench.connection.timed(&ask)?;
+        if parked > 0 {
+            bench.set_pool(Pool::none())?;
+        }
         let made: Vec<_> = forks(&reply)?.into_iter().flatten().collect();
         let generations: BTreeSet<u64> = made.iter().map(|fork| fork.generation).collect();
         ensure!(generations.len() == made.len(), "two forks of one request have the same generation");
@@ -49,12 +75,13 @@ pub fn fan_out(bench: &mut Bench, results: &Results, quick: bool) -> anyhow::Res
         let began = Instant::now();
         bench.destroy_all()?;
         teardowns.push(began.elapsed().as_secs_f64() * 1e3);
+        bench.settle()?;
     }
     let cores = thread::available_parallelism().map_or(1, usize::from);
-    let note = format!("{cores} cores, load before up to {load:.1}");
-    results.record("fanout_1000.wall", "ms", walls, Some(&note))?;
-    results.record("fanout_1000.failures", "1", failures, Some("of 1,000"))?;
-    results.record("fanout_1000.destroy", "ms", teardowns, Some("until all 1,000 processes are gone"))
+    let note = format!("{cores} cores, load before up to {load:.1}, {parked} were parked");
+    results.record(&format!("{what}.wall"), "ms", walls, Some(&note))?;
+    results.record(&format!("{what}.failures"), "1", failures, Some("of 1,000"))?;
+    results.record(&format!("{what}.destroy"), "ms", teardowns, Some("until all 1,000 processes are gone"))
 }
 
 /// So many callers with one request each at the same time, several times over.
@@ -66,9 +93,6 @@ pub fn at_once(bench: &mut Bench, results: &Results, quick: bool) -> anyhow::Res
         }
         let requests = if quick { 200 } else { 2000 };
         let rounds = requests_per_caller(requests, callers);
-        if bench.pools {
-            bench.fill_pool(Pool::of(DEPTH))?;
-        }
         let (times, failed) = storm(bench, callers, rounds)?;
         let note = format!("{rounds} rounds, {failed} failed, pool {}", if bench.pools { "64 deep" } else { "none" });
         results.record(&format!("{what}.ack"), "ms", times, Some(&note))?;
@@ -87,6 +111,9 @@ fn storm(bench: &mut Bench, callers: usize, rounds: usize) -> anyhow::Result<(Ve
         (0..callers).map(|_| bench.connection.another()).collect::<anyhow::Result<Vec<_>>>()?;
     let (mut times, mut failed) = (Vec::new(), 0);
     for _ in 0..rounds {
+        if bench.pools {
+            bench.fill_pool(Pool::of(DEPTH))?;
+        }
         let barrier = Barrier::new(callers);
         let outcomes = Mutex::new(Vec::new());
         thread::scope(|scope| -> anyhow::Result<()> {

@@ -18,10 +18,19 @@ const LINES: [(&str, &str); 5] = [
     ("AnonPages", "anonymous"),
 ];
 
-/// MemAvailable in KiB once it stands still.
-pub fn settled() -> f64 {
+/// MemAvailable in KiB once it stands still; with `few` forks to come, to the last of them.
+pub fn settled(few: bool) -> f64 {
     const SLACK: u64 = 256;
-    let read = || meminfo("MemAvailable").unwrap_or_default();
+    if few {
+        // Some MiB of free pages lie in lists of the CPU, where they do not count as free; this empties them. It also
+        // takes seconds on a large host, whose forks are many.
+        let _ = std::fs::write("/proc/sys/vm/compact_memory", "1");
+    }
+    let read = || {
+        // Counters of the kernel lag behind by some hundred KiB per CPU; not being root is no reason to stop.
+        let _ = std::fs::write("/proc/sys/vm/stat_refresh", "1");
+        meminfo("MemAvailable").unwrap_or_default()
+    };
     let mut last = read();
     for _ in 0..40 {
         thread::sleep(Duration::from_millis(250));
@@ -38,18 +47,19 @@ pub fn settled() -> f64 {
 struct Look {
     available: f64,
     lines: Vec<f64>,
+    few: bool,
 }
 
 impl Look {
-    fn now() -> Self {
-        let available = settled();
+    fn now(few: bool) -> Self {
+        let available = settled(few);
         let lines = LINES.iter().map(|(name, _)| meminfo(name).unwrap_or_default() as f64).collect();
-        Self { available, lines }
+        Self { available, lines, few }
     }
 
     /// Records what each of `count` forks took since this look, as `WHAT` and `WHAT.LINE`.
     fn record(&self, results: &Results, what: &str, count: usize, note: &str) -> anyhow::Result<()> {
-        let now = Self::now();
+        let now = Self::now(self.few);
         let each = |before: f64, after: f64| vec![(after - before) / count as f64];
         results.record(what, "KiB", each(now.available, self.available), Some(note))?;
         let sum = |look: &Self| look.lines.iter().sum::<f64>();
@@ -90,7 +100,7 @@ pub fn null(bench: &mut Bench, results: &Results, quick: bool) -> anyhow::Result
         (false, true) => &[10, 100],
         (false, false) => &[10, 50, 100, 200, 400, 700, 1000],
     };
-    let before = Look::now();
+    let before = Look::now(bench.lab);
     let mut forks = Vec::new();
     for &count in steps {
         forks.extend(bench.fork_many(Source::New, count - forks.len())?);
@@ -118,7 +128,7 @@ pub fn debian(bench: &mut Bench, results: &Results, quick: bool) -> anyhow::Resu
 fn idle(bench: &mut Bench, results: &Results, quick: bool) -> anyhow::Result<()> {
     let steps: &[usize] = if quick { &[20] } else { &[20, 50, 100, 200] };
     bench.drop_pool()?;
-    let before = Look::now();
+    let before = Look::now(bench.lab);
     let mut forks: Vec<Fork> = Vec::new();
     for &count in steps {
         for _ in forks.len()..count {
@@ -146,7 +156,7 @@ fn parked(
         return Ok(());
     }
     bench.drop_pool()?;
-    let before = Look::now();
+    let before = Look::now(bench.lab);
     bench.fill_pool(Pool { keep_writes, ..Pool::of(count) })?;
     before.record(results, what, count as usize, &format!("MemAvailable over {count} parked forks"))?;
     bench.drop_pool()

@@ -37,25 +37,24 @@ pub fn take(bench: &mut Bench, results: &Results, quick: bool) -> anyhow::Result
 
 fn arm(bench: &mut Bench, results: &Results, what: &str, pool: Pool, rounds: usize) -> anyhow::Result<()> {
     bench.drop_pool()?;
-    let before = settled();
+    let before = settled(bench.lab);
     let began = Instant::now();
     bench.set_pool(pool)?;
     bench.wait_parked(pool.high)?;
     let took = began.elapsed().as_secs_f64() * 1e3 / pool.high as f64;
-    let note = format!("over {} of them", pool.high);
+    let note = format!("over {} of them, one after the other", pool.high);
     results.record(&format!("{what}.park"), "ms", vec![took], Some(&note))?;
-    let memory = (before - settled()) / pool.high as f64;
+    let memory = (before - settled(bench.lab)) / pool.high as f64;
     results.record(&format!("{what}.mem"), "KiB", vec![memory], Some(&note))?;
     for step in [Step::Ack, Step::ExecTrue] {
         let mut times = Vec::new();
         for _ in 0..rounds {
-            bench.quiet();
+            bench.hold_one(pool)?;
             let (took, fork) = climb(bench, Source::Pool, step)?;
             if fork.parked {
                 times.push(took);
             }
             bench.destroy(&fork)?;
-            bench.wait_parked(pool.high)?;
         }
         results.record(&format!("{what}.{}", step.name()), "ms", times, None)?;
     }
