@@ -9,7 +9,6 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 use forkling_fixtures::null_guest;
-use forkling_tests::proc;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -270,19 +269,21 @@ impl Bench {
         Ok(())
     }
 
-    /// Waits until dead processes are reaped and what they held is given back.
-    pub fn settle(&self) -> anyhow::Result<()> {
-        let look = || (self.daemon.children(), proc::descriptors(self.daemon.pid()).len());
-        let mut last = look();
-        for _ in 0..100 {
-            thread::sleep(Duration::from_millis(300));
-            let now = look();
-            if now == last {
+    /// Waits until the daemon has no process but the zygote, the living forks and the parked ones.
+    pub fn settle(&mut self) -> anyhow::Result<()> {
+        let mut last = (0, 0);
+        for _ in 0..300 {
+            let living = self.connection.call("GET", "/v1/health", None)?["forks"].as_u64().unwrap_or_default();
+            let pool = self.get_pool()?.unwrap_or_default();
+            let parked = ["parked", "building"].iter().filter_map(|name| pool[name].as_u64()).sum::<u64>();
+            last = (1 + living + parked, self.daemon.children().len() as u64);
+            if last.0 == last.1 {
+                self.quiet();
                 return Ok(());
             }
-            last = now;
+            thread::sleep(Duration::from_millis(100));
         }
-        bail!("the daemon does not come to rest: {last:?}")
+        bail!("the daemon should have {} processes and has {}", last.0, last.1)
     }
 
     /// Restarts the daemon over the same templates.
