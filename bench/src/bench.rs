@@ -286,6 +286,16 @@ impl Bench {
         bail!("the daemon should have {} processes and has {}", last.0, last.1)
     }
 
+    /// Processes of the daemon that are neither its zygote nor living forks.
+    pub fn parked_pids(&mut self) -> anyhow::Result<Vec<i32>> {
+        let template = self.connection.call("GET", &format!("/v1/templates/{TEMPLATE}"), None)?;
+        let forks = self.connection.call("GET", "/v1/forks", None)?;
+        let forks = forks["forks"].as_array().into_iter().flatten().filter_map(|fork| fork["pid"].as_i64());
+        let others: Vec<i64> = template["zygote_pid"].as_i64().into_iter().chain(forks).collect();
+        let parked = self.daemon.children().into_iter().filter(|&pid| !others.contains(&i64::from(pid)));
+        Ok(parked.collect())
+    }
+
     /// Restarts the daemon over the same templates.
     pub fn restart(self) -> anyhow::Result<Self> {
         let Self { connection, daemon, guest, pools, pings, lab, stages, companion: _, programs, directory } = self;

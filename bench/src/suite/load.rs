@@ -78,7 +78,8 @@ fn one_request(
         bench.settle()?;
     }
     let cores = thread::available_parallelism().map_or(1, usize::from);
-    let note = format!("{cores} cores, load before up to {load:.1}, {parked} were parked");
+    let order = walls.iter().map(|wall| format!("{wall:.0}")).collect::<Vec<_>>().join(" ");
+    let note = format!("{cores} cores, load before up to {load:.1}, {parked} were parked; in order {order}");
     results.record(&format!("{what}.wall"), "ms", walls, Some(&note))?;
     results.record(&format!("{what}.failures"), "1", failures, Some("of 1,000"))?;
     results.record(&format!("{what}.destroy"), "ms", teardowns, Some("until all 1,000 processes are gone"))

@@ -83,21 +83,49 @@ impl Look {
     }
 }
 
-/// Private memory and page tables of forks' processes, in KiB; none of those that are gone.
-fn private(forks: &[Fork]) -> (Vec<f64>, Vec<f64>) {
-    let sum = |pid: i32, file: &str, names: &[&str]| {
-        let path = format!("/proc/{pid}/{file}");
-        names.iter().map(|name| kib_line(&path, name)).sum::<Option<u64>>().map(|kib| kib as f64)
-    };
-    let rollup = |fork: &Fork| sum(fork.pid, "smaps_rollup", &["Private_Clean", "Private_Dirty"]);
-    let tables = |fork: &Fork| sum(fork.pid, "status", &["VmPTE"]);
-    (forks.iter().filter_map(rollup).collect(), forks.iter().filter_map(tables).collect())
+/// What a fork's process holds alone, in KiB.
+struct Private {
+    /// Guest memory it has copied.
+    guest: f64,
+    /// Everything else of the process.
+    process: f64,
+    /// Page tables.
+    tables: f64,
 }
 
-fn record_private(results: &Results, what: &str, forks: &[Fork]) -> anyhow::Result<()> {
-    let (private, tables) = private(forks);
-    results.record(&format!("{what}.private"), "KiB", private, Some("smaps_rollup"))?;
-    results.record(&format!("{what}.process_tables"), "KiB", tables, Some("VmPTE"))
+impl Private {
+    /// Of the process `pid`; none if it is gone.
+    fn of(pid: i32) -> Option<Self> {
+        let tables = kib_line(&format!("/proc/{pid}/status"), "VmPTE")? as f64;
+        let text = fs::read_to_string(format!("/proc/{pid}/smaps")).ok()?;
+        let (mut guest, mut process, mut in_guest) = (0.0, 0.0, false);
+        for line in text.lines() {
+            let Some((name, rest)) = line.split_once(':').filter(|(name, _)| !name.contains(' ')) else {
+                // A mapping's first line: addresses, rights, and the file at its end.
+                in_guest = line.contains("/memfd:");
+                continue;
+            };
+            if name == "Private_Dirty" || name == "Private_Clean" {
+                let kib: f64 = rest.trim().strip_suffix("kB")?.trim().parse().ok()?;
+                *(if in_guest { &mut guest } else { &mut process }) += kib;
+            }
+        }
+        Some(Self { guest, process, tables })
+    }
+}
+
+fn record_private(results: &Results, what: &str, pids: &[i32]) -> anyhow::Result<()> {
+    let each: Vec<Private> = pids.iter().filter_map(|&pid| Private::of(pid)).collect();
+    let part = |part: fn(&Private) -> f64| each.iter().map(part).collect();
+    let record = |name: &str, values, note| results.record(&format!("{what}.{name}"), "KiB", values, Some(note));
+    record("private_guest", part(|each| each.guest), "guest pages copied, smaps")?;
+    record("private_process", part(|each| each.process), "all else of the process, smaps")?;
+    record("process_tables", part(|each| each.tables), "VmPTE")
+}
+
+/// The processes of forks.
+fn pids(forks: &[Fork]) -> Vec<i32> {
+    forks.iter().map(|fork| fork.pid).collect()
 }
 
 /// Memory over the number of forks, null guest.
@@ -117,7 +145,7 @@ pub fn null(bench: &mut Bench, results: &Results, quick: bool) -> anyhow::Result
         forks.extend(bench.fork_many(Source::New, count - forks.len())?);
         before.record(results, &format!("mem.at_{count}"), count, "MemAvailable, a fork, each acknowledged")?;
     }
-    record_private(results, "mem", &forks)?;
+    record_private(results, "mem", &pids(&forks))?;
     bench.destroy_all()
 }
 
@@ -151,7 +179,7 @@ fn idle(bench: &mut Bench, results: &Results, quick: bool) -> anyhow::Result<()>
         before.record(results, &format!("mem.at_{count}"), count, &note)?;
     }
     before.record(results, "mem.idle", forks.len(), &format!("MemAvailable over {} forks", forks.len()))?;
-    record_private(results, "mem.idle", &forks)?;
+    record_private(results, "mem.idle", &pids(&forks))?;
     bench.destroy_all()
 }
 
@@ -170,5 +198,6 @@ fn parked(
     let before = Look::now(bench.lab);
     bench.fill_pool(Pool { keep_writes, ..Pool::of(count) })?;
     before.record(results, what, count as usize, &format!("MemAvailable over {count} parked forks"))?;
+    record_private(results, what, &bench.parked_pids()?)?;
     bench.drop_pool()
 }
