@@ -74,10 +74,14 @@ fn codec(criterion: &mut Criterion) {
     group.sample_size(20).throughput(Throughput::Bytes(MEMORY as u64));
     group.bench_function("compress and write 4 MiB", |bencher| {
         let fresh = || tempfile::tempdir().expect("a temporary directory");
-        bencher.iter_batched(fresh, |directory| {
-            write(&memory, &directory, 1);
-            directory
-        }, BatchSize::PerIteration);
+        bencher.iter_batched(
+            fresh,
+            |directory| {
+                write(&memory, &directory, 1);
+                directory
+            },
+            BatchSize::PerIteration,
+        );
     });
     let directory = tempfile::tempdir().expect("a temporary directory");
     forkling_fixtures::engine::build_null(&forkling_tests::vmm_program(), 64, directory.path())
@@ -107,10 +111,14 @@ fn insert(criterion: &mut Criterion) {
             let memory = SealedMemory::new("bench", CHUNK as u64).expect("a memfd");
             Inserter::new(memory).unwrap_or_else(|(_, error)| panic!("userfaultfd: {error}"))
         };
-        bencher.iter_batched(fresh, |inserter| {
-            assert_eq!(inserter.insert(0, &pages).expect("it is inside"), 0);
-            inserter
-        }, BatchSize::PerIteration);
+        bencher.iter_batched(
+            fresh,
+            |inserter| {
+                assert_eq!(inserter.insert(0, &pages).expect("it is inside"), 0);
+                inserter
+            },
+            BatchSize::PerIteration,
+        );
     });
     group.finish();
 }

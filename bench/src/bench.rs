@@ -236,8 +236,12 @@ impl Bench {
     /// Kills all forks and waits until they are gone; the companion is made anew.
     pub fn destroy_all(&mut self) -> anyhow::Result<()> {
         let listed = self.connection.call("GET", "/v1/forks", None)?;
-        let pids: Vec<_> =
-            listed["forks"].as_array().into_iter().flatten().filter_map(|fork| fork["pid"].as_i64()).collect();
+        let pids: Vec<_> = listed["forks"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|fork| fork["pid"].as_i64())
+            .collect();
         self.connection.call("DELETE", "/v1/forks?all=true", None)?;
         for pid in pids {
             ensure!(wait_gone(pid as i32, Duration::from_secs(60))?, "process {pid} does not end");
@@ -273,7 +277,8 @@ impl Bench {
     pub fn settle(&mut self) -> anyhow::Result<()> {
         let mut last = (0, 0);
         for _ in 0..300 {
-            let living = self.connection.call("GET", "/v1/health", None)?["forks"].as_u64().unwrap_or_default();
+            let living =
+                self.connection.call("GET", "/v1/health", None)?["forks"].as_u64().unwrap_or_default();
             let pool = self.get_pool()?.unwrap_or_default();
             let parked = ["parked", "building"].iter().filter_map(|name| pool[name].as_u64()).sum::<u64>();
             last = (1 + living + parked, self.daemon.children().len() as u64);
@@ -298,13 +303,25 @@ impl Bench {
 
     /// Restarts the daemon over the same templates.
     pub fn restart(self) -> anyhow::Result<Self> {
-        let Self { connection, daemon, guest, pools, pings, lab, stages, companion: _, programs, directory } = self;
+        let Self { connection, daemon, guest, pools, pings, lab, stages, companion: _, programs, directory } =
+            self;
         drop(connection);
         daemon.end()?;
         let run = directory.path();
         let daemon = Daemon::start(&programs, &run.join("state"), run)?;
         let connection = daemon.connect()?;
-        Ok(Self { connection, daemon, guest, pools, pings, lab, stages, companion: None, programs, directory })
+        Ok(Self {
+            connection,
+            daemon,
+            guest,
+            pools,
+            pings,
+            lab,
+            stages,
+            companion: None,
+            programs,
+            directory,
+        })
     }
 }
 

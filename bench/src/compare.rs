@@ -47,7 +47,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     };
     let mut benches = [start(&args.a)?, start(&args.b)?];
     println!("A {}\nB {}", args.a.display(), args.b.display());
-    println!("{:24} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}", "", "A p50", "A p99", "B p50", "B p99", "p50 B/A", "p99 B/A");
+    println!(
+        "{:24} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}",
+        "", "A p50", "A p99", "B p50", "B p99", "p50 B/A", "p99 B/A"
+    );
     let steps: &[Step] = match args.guest {
         Guest::Null => &[Step::Ack],
         Guest::Debian => &[Step::Ack, Step::Rpc, Step::ExecTrue],

@@ -90,13 +90,16 @@ pub fn run(args: &Args, directory: &Path) -> anyhow::Result<ExitCode> {
     let passed = baseline.len() - failed;
     let word = if failed == 0 { "ok" } else { "FAILED" };
     // The words of the test runners, so that whoever counts those counts this.
-    println!("\ntest result: {word}. {passed} passed; {failed} failed; 0 ignored; 0 measured; 0 filtered out");
+    println!(
+        "\ntest result: {word}. {passed} passed; {failed} failed; 0 ignored; 0 measured; 0 filtered out"
+    );
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn describe(verdict: Verdict, gated: &Gated) -> String {
     let Gated { unit, p50 } = gated;
-    let changed = |ratio: f64| format!("{:.4} {unit}, {:+.1} % of {p50} {unit}", p50 * ratio, (ratio - 1.0) * 100.0);
+    let changed =
+        |ratio: f64| format!("{:.4} {unit}, {:+.1} % of {p50} {unit}", p50 * ratio, (ratio - 1.0) * 100.0);
     match verdict {
         Verdict::Missing => "FAILED: it was not taken".to_owned(),
         Verdict::Worse(ratio) => format!("FAILED: {}; {} % are let pass", changed(ratio), ALLOWED * 100.0),

@@ -78,7 +78,9 @@ impl Results {
         note: Option<&str>,
     ) -> anyhow::Result<()> {
         let id = self.id(what);
-        let Some(Spread { min, p50, p99, max }) = Spread::of(&mut values) else { bail!("{id} has no samples") };
+        let Some(Spread { min, p50, p99, max }) = Spread::of(&mut values) else {
+            bail!("{id} has no samples")
+        };
         let Origin { place, host, kvm, rev } = self.origin.clone();
         let note = note.map(str::to_owned);
         let (n, unit) = (values.len(), unit.to_owned());

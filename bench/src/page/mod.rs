@@ -54,7 +54,8 @@ fn page(figures: &Figures, samples: &AllSamples) -> String {
         let Figure { id, unit, n, min, p50, p99, max, note, .. } = figure;
         let note = escape(note.as_deref().unwrap_or_default());
         let numbers: String = [min, p50, p99, max].map(|value| format!("<td>{value:.3}")).concat();
-        write!(html, "<tr><td>{}<td>{n}{numbers}<td>{unit}<td>{note}</tr>", escape(id)).expect("strings take all");
+        write!(html, "<tr><td>{}<td>{n}{numbers}<td>{unit}<td>{note}</tr>", escape(id))
+            .expect("strings take all");
     }
     html += "</table></div>";
     html
@@ -83,7 +84,9 @@ fn section(prefix: &str, figures: &Figures, samples: &AllSamples) -> String {
     let name = prefix.replace('.', ", ");
     let cdf = latencies(prefix, figures, samples);
     if !cdf.lines.is_empty() {
-        html += &format!("<h2>{name}: how long a fork takes</h2><p>Share of requests answered within a time.</p>");
+        html += &format!(
+            "<h2>{name}: how long a fork takes</h2><p>Share of requests answered within a time.</p>"
+        );
         html += &cdf.draw();
     }
     for (what, title) in [
@@ -100,7 +103,8 @@ fn section(prefix: &str, figures: &Figures, samples: &AllSamples) -> String {
     }
     let curves = memory(prefix, figures);
     if curves.iter().any(|curve| curve.points.len() > 1) {
-        html += &format!("<h2>{name}: memory of a fork over their number</h2><p>All of the host, per fork.</p>");
+        html +=
+            &format!("<h2>{name}: memory of a fork over their number</h2><p>All of the host, per fork.</p>");
         html += &svg::curves(&curves);
     }
     html

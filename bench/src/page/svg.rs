@@ -11,7 +11,8 @@ const TOP: f64 = 14.0;
 const BOTTOM: f64 = 34.0;
 /// Distinguishable on white, also without red or green.
 const COLOURS: [&str; 10] = [
-    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#b8860b", "#444444", "#8f4bd8", "#999999", "#e31a1c",
+    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#b8860b", "#444444", "#8f4bd8", "#999999",
+    "#e31a1c",
 ];
 
 fn colour(at: usize) -> &'static str {
@@ -98,9 +99,7 @@ impl Cdf {
         let all = || self.lines.iter().flat_map(|(_, values)| values.iter().copied());
         let low = all().fold(f64::INFINITY, f64::min).max(1e-3).log10().floor();
         let high = all().fold(0.0, f64::max).max(1e-2).log10().ceil().max(low + 1.0);
-        let x = |value: f64| {
-            LEFT + (value.max(1e-3).log10() - low) / (high - low) * Area::inner_width()
-        };
+        let x = |value: f64| LEFT + (value.max(1e-3).log10() - low) / (high - low) * Area::inner_width();
         let inner = area.inner_height();
         let y = |share: f64| TOP + (1.0 - share) * inner;
         for decade in low as i32..=high as i32 {

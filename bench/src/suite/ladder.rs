@@ -106,7 +106,12 @@ pub fn null(bench: &mut Bench, results: &Results, quick: bool) -> anyhow::Result
     misses.record(bench, results)?;
     for (kind, times) in baselines {
         if !times.first_out.is_empty() {
-            results.record(&format!("{}.prepared", kind.id()), "ms", times.prepared, Some("before KVM_RUN"))?;
+            results.record(
+                &format!("{}.prepared", kind.id()),
+                "ms",
+                times.prepared,
+                Some("before KVM_RUN"),
+            )?;
             results.record(&format!("{}.first_out", kind.id()), "ms", times.first_out, None)?;
         }
     }

@@ -95,7 +95,10 @@ pub fn at_once(bench: &mut Bench, results: &Results, quick: bool) -> anyhow::Res
         let requests = if quick { 200 } else { 2000 };
         let rounds = requests_per_caller(requests, callers);
         let (times, failed) = storm(bench, callers, rounds)?;
-        let note = format!("{rounds} rounds, {failed} failed, pool {}", if bench.pools { "64 deep" } else { "none" });
+        let note = format!(
+            "{rounds} rounds, {failed} failed, pool {}",
+            if bench.pools { "64 deep" } else { "none" }
+        );
         results.record(&format!("{what}.ack"), "ms", times, Some(&note))?;
     }
     bench.drop_pool()
@@ -167,9 +170,12 @@ pub fn cycles(bench: &mut Bench, results: &Results, quick: bool) -> anyhow::Resu
         (0..CALLERS).map(|_| bench.connection.another()).collect::<anyhow::Result<Vec<_>>>()?;
     let began = Instant::now();
     let shifts = thread::scope(|scope| {
-        let callers: Vec<_> =
-            connections.iter_mut().map(|connection| scope.spawn(|| shift(connection, &ask, began, length))).collect();
-        let joined = callers.into_iter().map(|caller| caller.join().map_err(|_| anyhow!("a caller panicked"))?);
+        let callers: Vec<_> = connections
+            .iter_mut()
+            .map(|connection| scope.spawn(|| shift(connection, &ask, began, length)))
+            .collect();
+        let joined =
+            callers.into_iter().map(|caller| caller.join().map_err(|_| anyhow!("a caller panicked"))?);
         joined.collect::<anyhow::Result<Vec<Shift>>>()
     })?;
     // What was destroyed has to be gone, or it was only put off.
@@ -192,7 +198,8 @@ fn record_cycles(results: &Results, shifts: &[Shift], length: Duration, all: f64
     let count: usize = shifts.iter().map(|shift| shift.ends.len()).sum();
     let parked: usize = shifts.iter().map(|shift| shift.parked).sum();
     let share = 100.0 * parked as f64 / count.max(1) as f64;
-    let note = format!("seconds' rates, {CALLERS} callers, {count} cycles, {share:.0} % from the pool of {DEPTH}");
+    let note =
+        format!("seconds' rates, {CALLERS} callers, {count} cycles, {share:.0} % from the pool of {DEPTH}");
     results.record("cycles_per_s", "1/s", windows, Some(&note))?;
     let note = format!("until every process was gone, {all:.1} s");
     results.record("cycles_per_s.drained", "1/s", vec![count as f64 / all], Some(&note))?;
@@ -200,12 +207,7 @@ fn record_cycles(results: &Results, shifts: &[Shift], length: Duration, all: f64
     results.record("cycles.ack", "ms", acks, Some("under that load"))
 }
 
-fn shift(
-    connection: &mut Connection,
-    ask: &[u8],
-    began: Instant,
-    length: Duration,
-) -> anyhow::Result<Shift> {
+fn shift(connection: &mut Connection, ask: &[u8], began: Instant, length: Duration) -> anyhow::Result<Shift> {
     let mut shift = Shift::default();
     while began.elapsed() < length {
         let (took, reply) = connection.timed(ask)?;

@@ -117,7 +117,8 @@ impl Private {
 fn record_private(results: &Results, what: &str, pids: &[i32]) -> anyhow::Result<()> {
     let each: Vec<Private> = pids.iter().filter_map(|&pid| Private::of(pid)).collect();
     let part = |part: fn(&Private) -> f64| each.iter().map(part).collect();
-    let record = |name: &str, values, note| results.record(&format!("{what}.{name}"), "KiB", values, Some(note));
+    let record =
+        |name: &str, values, note| results.record(&format!("{what}.{name}"), "KiB", values, Some(note));
     record("private_guest", part(|each| each.guest), "guest pages copied, smaps")?;
     record("private_process", part(|each| each.process), "all else of the process, smaps")?;
     record("process_tables", part(|each| each.tables), "VmPTE")
@@ -143,7 +144,12 @@ pub fn null(bench: &mut Bench, results: &Results, quick: bool) -> anyhow::Result
     let mut forks = Vec::new();
     for &count in steps {
         forks.extend(bench.fork_many(Source::New, count - forks.len())?);
-        before.record(results, &format!("mem.at_{count}"), count, "MemAvailable, a fork, each acknowledged")?;
+        before.record(
+            results,
+            &format!("mem.at_{count}"),
+            count,
+            "MemAvailable, a fork, each acknowledged",
+        )?;
     }
     record_private(results, "mem", &pids(&forks))?;
     bench.destroy_all()

@@ -51,6 +51,7 @@ fn null(bench: &mut Bench, results: &Results, quick: bool) -> anyhow::Result<()>
     load::at_once(bench, results, quick)?;
     load::cycles(bench, results, quick)?;
     load::destroy(bench, results, quick)?;
+    technique::take(bench, results, quick)?;
     memory::null(bench, results, quick)?;
     leak::take(bench, results, quick)
 }
@@ -68,9 +69,12 @@ fn stages(bench: &Bench, results: &Results) -> anyhow::Result<()> {
     }
     let boot = bench.stages.iter().find(|(stage, _)| stage == "boot");
     match boot {
-        Some((_, took)) if bench.guest == Guest::Debian => {
-            results.record("baseline_d.cold_boot", "ms", vec![*took], Some("boot to the forkpoint, warm-up included"))
-        }
+        Some((_, took)) if bench.guest == Guest::Debian => results.record(
+            "baseline_d.cold_boot",
+            "ms",
+            vec![*took],
+            Some("boot to the forkpoint, warm-up included"),
+        ),
         _ => Ok(()),
     }
 }

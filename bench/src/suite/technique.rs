@@ -7,11 +7,12 @@ use super::{
     memory::settled,
 };
 use crate::{
-    bench::{Bench, Source},
+    bench::{Bench, Guest, Source},
     pool::Pool,
     results::Results,
 };
 
+/// Rehearsals, and whether what they wrote is kept. Without one nothing was written.
 const ARMS: [(&str, bool); 5] =
     [("off", false), ("acknowledge", false), ("acknowledge", true), ("command", false), ("command", true)];
 
@@ -24,11 +25,17 @@ pub fn take(bench: &mut Bench, results: &Results, quick: bool) -> anyhow::Result
         results.skip("technique", "no pool in this build");
         return Ok(());
     }
-    let (depth, rounds) = if quick { (4, 3) } else { (16, 10) };
+    let (depth, rounds) = match (bench.lab, quick) {
+        (_, true) => (4, 3),
+        (true, false) => (16, 10),
+        (false, false) => (64, 500),
+    };
     for (rehearsal, keep_writes) in ARMS {
         let kept = if keep_writes { "keep_writes" } else { "bare" };
         let what = format!("technique.{rehearsal}.{kept}");
-        if results.wants(&[&what]) {
+        // The null guest runs no commands.
+        let possible = bench.guest == Guest::Debian || rehearsal != "command";
+        if possible && results.wants(&[&what]) {
             arm(bench, results, &what, Pool { rehearsal, keep_writes, ..Pool::of(depth) }, rounds)?;
         }
     }
@@ -46,7 +53,11 @@ fn arm(bench: &mut Bench, results: &Results, what: &str, pool: Pool, rounds: usi
     results.record(&format!("{what}.park"), "ms", vec![took], Some(&note))?;
     let memory = (before - settled(bench.lab)) / pool.high as f64;
     results.record(&format!("{what}.mem"), "KiB", vec![memory], Some(&note))?;
-    for step in [Step::Ack, Step::ExecTrue] {
+    let steps: &[Step] = match bench.guest {
+        Guest::Null => &[Step::Ack],
+        Guest::Debian => &[Step::Ack, Step::ExecTrue],
+    };
+    for &step in steps {
         let mut times = Vec::new();
         for _ in 0..rounds {
             bench.hold_one(pool)?;
