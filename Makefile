@@ -3,7 +3,7 @@ SHELL := /bin/bash
 export PATH := $(PATH):$(HOME)/.cargo/bin
 programs := target/x86_64-unknown-linux-gnu/release
 
-.PHONY: help demo test setup build artifacts lint bench lab-shell clean rust
+.PHONY: help demo test setup build artifacts lint bench bench-lab lab-shell clean rust
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -28,9 +28,13 @@ artifacts: setup ## guest kernel, Debian root, the lab
 lint: rust setup ## formatting, clippy, documentation, licences
 	@fixtures/lint
 
-bench: build artifacts ## figures of Debian forks, in lab time
+bench: build ## figures of the null guest on this host's KVM beside their baselines, and the page of all figures
 	@cargo build --locked --release --workspace --bins
-	@bench/run
+	@bench/run native
+
+bench-lab: build artifacts ## figures of Debian forks in lab time, the same on any host
+	@cargo build --locked --release --workspace --bins
+	@bench/run lab
 
 lab-shell: build ## a shell on the emulated machine, with the programs on its PATH
 	@fixtures/lab/run --shell --env PATH=/lab/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \

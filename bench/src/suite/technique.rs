@@ -1,0 +1,73 @@
+//! What each technique of a parked fork buys and costs: its rehearsal, and the pages it keeps.
+
+use std::time::Instant;
+
+use super::{
+    ladder::{Step, climb},
+    memory::settled,
+};
+use crate::{
+    bench::{Bench, Guest, Source},
+    pool::Pool,
+    results::Results,
+};
+
+/// Rehearsals, and whether what they wrote is kept. Without one nothing was written.
+const ARMS: [(&str, bool); 5] =
+    [("off", false), ("acknowledge", false), ("acknowledge", true), ("command", false), ("command", true)];
+
+/// Time to park, memory, acknowledgement and first command of each arm.
+pub fn take(bench: &mut Bench, results: &Results, quick: bool) -> anyhow::Result<()> {
+    if !results.wants(&["technique"]) {
+        return Ok(());
+    }
+    if !bench.pools {
+        results.skip("technique", "no pool in this build");
+        return Ok(());
+    }
+    let (depth, rounds) = match (bench.lab, quick) {
+        (_, true) => (4, 3),
+        (true, false) => (16, 10),
+        (false, false) => (64, 500),
+    };
+    for (rehearsal, keep_writes) in ARMS {
+        let kept = if keep_writes { "keep_writes" } else { "bare" };
+        let what = format!("technique.{rehearsal}.{kept}");
+        // The null guest runs no commands.
+        let possible = bench.guest == Guest::Debian || rehearsal != "command";
+        if possible && results.wants(&[&what]) {
+            arm(bench, results, &what, Pool { rehearsal, keep_writes, ..Pool::of(depth) }, rounds)?;
+        }
+    }
+    bench.drop_pool()
+}
+
+fn arm(bench: &mut Bench, results: &Results, what: &str, pool: Pool, rounds: usize) -> anyhow::Result<()> {
+    bench.drop_pool()?;
+    let before = settled(bench.lab);
+    let began = Instant::now();
+    bench.set_pool(pool)?;
+    bench.wait_parked(pool.high)?;
+    let took = began.elapsed().as_secs_f64() * 1e3 / pool.high as f64;
+    let note = format!("over {} of them, one after the other", pool.high);
+    results.record(&format!("{what}.park"), "ms", vec![took], Some(&note))?;
+    let memory = (before - settled(bench.lab)) / pool.high as f64;
+    results.record(&format!("{what}.mem"), "KiB", vec![memory], Some(&note))?;
+    let steps: &[Step] = match bench.guest {
+        Guest::Null => &[Step::Ack],
+        Guest::Debian => &[Step::Ack, Step::ExecTrue],
+    };
+    for &step in steps {
+        let mut times = Vec::new();
+        for _ in 0..rounds {
+            bench.hold_one(pool)?;
+            let (took, fork) = climb(bench, Source::Pool, step)?;
+            if fork.parked {
+                times.push(took);
+            }
+            bench.destroy(&fork)?;
+        }
+        results.record(&format!("{what}.{}", step.name()), "ms", times, None)?;
+    }
+    Ok(())
+}
