@@ -91,7 +91,10 @@ fn a_template_made_of_a_fork_has_what_the_fork_wrote() {
     assert!(again.generation > parent.generation, "the parent goes on as a new generation");
     let (_, settings) = daemon.stop();
     let daemon = settings.start();
-    for fork in daemon.forks_with(&json!({"template": "second", "count": 4, "param": 1})) {
+    let forks = daemon.forks_with(&json!({"template": "second", "count": 4, "param": 1}));
+    // Until then a page that is missing cannot be read from outside.
+    daemon.wait_complete("second");
+    for fork in forks {
         let image = Image::of(fork.pid.unwrap());
         assert_eq!(word(&image, WRITE_AREA), fork.generation);
         for page in 1..PAGES {
