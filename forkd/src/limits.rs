@@ -86,8 +86,8 @@ pub const MAX_POOL: u32 = 4096;
 /// How often a pool looks after itself when nothing happens.
 pub const POOL_TICK: Duration = Duration::from_secs(1);
 
-/// How long a refill waits after a fork was taken, while there are others: longer than an activation takes.
-pub const POOL_PAUSE: Duration = Duration::from_millis(2);
+/// How long a refill waits after a fork was taken, unless forks are taken fast: longer than the way to its first answer.
+pub const POOL_PAUSE: Duration = Duration::from_millis(20);
 
 /// How long after its last request a pool shrinks to its low watermark.
 pub const POOL_IDLE: Duration = Duration::from_secs(60);

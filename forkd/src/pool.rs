@@ -28,6 +28,8 @@ pub struct Pool {
     inner: Mutex<Inner>,
     /// Told when there may be work for the keeper.
     work: Notify,
+    /// Told when the work cannot wait.
+    urgent: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -43,6 +45,8 @@ struct Inner {
     died: u64,
     /// Milliseconds of the last refill.
     refill_ms: f64,
+    /// Whether a request found nothing since the last refill.
+    missed: bool,
     /// Failures in a row, and when to try again.
     failures: u32,
     not_before: Option<Instant>,
@@ -82,12 +86,16 @@ impl Pool {
             inner.hits += 1;
         } else {
             inner.misses += 1;
+            inner.missed = true;
             inner.target = (inner.target * 2).clamp(1, inner.settings.high);
         }
-        let wanting = inner.wanting() > 0;
+        let (wanting, urgent) = (inner.wanting() > 0, inner.is_urgent());
         drop(inner);
         if wanting {
             self.work.notify_one();
+        }
+        if wanting && urgent {
+            self.urgent.notify_waiters();
         }
         claimed
     }
@@ -155,6 +163,11 @@ impl Inner {
         self.target.saturating_sub(self.parked.len() as u32 + self.building)
     }
 
+    /// Whether forks are taken faster than a refill that waits could make them.
+    fn is_urgent(&self) -> bool {
+        self.missed || (self.target > 1 && self.parked.len() as u32 * 2 < self.target)
+    }
+
     /// Adapts the target to what has happened since; returns the forks that are too many now, and the dead.
     fn settle(&mut self, short_of_memory: bool) -> Vec<Parked> {
         let idle = self.last_request.is_none_or(|last| last.elapsed() > POOL_IDLE);
@@ -176,6 +189,7 @@ impl Inner {
 
     fn built(&mut self, outcome: Option<Parked>, took: Duration) {
         self.building -= 1;
+        self.missed = false;
         match outcome {
             Some(parked) => {
                 self.failures = 0;

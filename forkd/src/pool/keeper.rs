@@ -34,9 +34,10 @@ pub async fn keep(engine: Arc<Engine>, template: Arc<Template>) {
             if !short {
                 refill(&engine, &template).await;
             }
-            if timeout_at(next.into(), pool.work.notified()).await.is_ok() && pool.parked() > 0 {
-                // The fork just taken is on its way to its guest; what replaces it can wait, and would be in the way.
-                tokio::time::sleep(POOL_PAUSE).await;
+            if timeout_at(next.into(), pool.work.notified()).await.is_ok() && !pool.lock().is_urgent() {
+                // The fork just taken is on its way to its guest and its first command; what replaces it can wait, and
+                // would be in the way.
+                let _ = tokio::time::timeout(POOL_PAUSE, pool.urgent.notified()).await;
             }
         }
     }
