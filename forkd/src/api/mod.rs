@@ -8,6 +8,7 @@ mod extract;
 mod forks;
 mod idempotency;
 mod ndjson;
+mod ping;
 mod reset;
 mod system;
 mod templates;
@@ -47,6 +48,7 @@ fn routes() -> OpenApiRouter<Shared> {
         .routes(routes!(forks::inspect, forks::kill))
         .routes(routes!(forks::snapshot))
         .routes(routes!(reset::reset))
+        .routes(routes!(ping::ping))
         .routes(routes!(forks::console))
         .layer(DefaultBodyLimit::max(limits::MAX_BODY))
         .merge(exec)

@@ -365,6 +365,13 @@ pub struct CreateForks {
     pub metadata: BTreeMap<String, String>,
 }
 
+/// The answer of a fork's agent to a ping.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Pong {
+    /// Microseconds from the request to the agent's answer, by the daemon's clock.
+    pub micros: f64,
+}
+
 /// What a fork is called after a reset.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]

@@ -10,6 +10,7 @@ mod identity;
 mod isolation;
 mod memory;
 mod pager;
+mod pool;
 mod second_generation;
 mod time;
 mod two_vcpus;
