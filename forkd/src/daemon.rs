@@ -19,7 +19,7 @@ use crate::{
     api::{self, Peer},
     config::{Args, Config},
     engine::Engine,
-    limits::SHUTDOWN_GRACE,
+    limits::{self, SHUTDOWN_GRACE},
 };
 
 /// Mode of the socket: its owner and its group may connect.
@@ -72,7 +72,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let config = Config::new(args)?;
     let _state_lock = lock(&config.state_dir.join("forkd.lock"), &config.state_dir)?;
     let listener = listen(&config.socket)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("forkd").build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(limits::api_workers())
+        .enable_all()
+        .thread_name("forkd")
+        .build()?;
     let engine = Engine::new(config)?;
     let outcome = runtime.block_on(serve(&engine, &listener));
     drop(listener);

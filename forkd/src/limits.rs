@@ -120,6 +120,12 @@ const FDS_PER_FORK: u64 = 6;
 /// Descriptors of the daemon for everything else.
 const FDS_RESERVED: u64 = 256;
 
+/// Threads that serve the API. A request costs some 50 us of the daemon; more threads would only wake each other, and take
+/// the cores that forks are to run on.
+pub fn api_workers() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| usize::from(cores).div_ceil(4))
+}
+
 /// Forks under construction at once: more only lengthens the queue for the cores.
 pub fn spawns_in_flight() -> usize {
     2 * std::thread::available_parallelism().map_or(1, usize::from)
