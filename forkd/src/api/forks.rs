@@ -9,15 +9,16 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Deserialize;
-use tokio::{task::JoinSet, time::Instant};
+use tokio::time::Instant;
 use utoipa::IntoParams;
 
 use super::{
     Shared,
     error::{Code, Error, ErrorAnswer},
     extract::{Body, Name, Params},
+    ndjson,
     types::{
-        ConsoleAnswer, CreateForks, ForkInfo, ForkResult, Forks, Killed, SnapshotFork, TemplateInfo, Timings,
+        ConsoleAnswer, CreateForks, ForkEvent, ForkInfo, ForkResult, Forks, Killed, SnapshotFork, TemplateInfo, Timings,
     },
 };
 use crate::{
@@ -29,12 +30,24 @@ use crate::{
     template::{Template, snapshot as snapshots, validate_environment},
 };
 
+use batch::{Batch, Outcome};
+
+mod batch;
+mod stream;
+
 /// Makes forks. Each element of the answer is a fork or an error, in the order asked for. With an `Idempotency-Key`
 /// the same request made again gets the same answer.
+///
+/// With `Accept: application/x-ndjson` there is a line for each child, as soon as it is ready. Going away kills the
+/// children that no line was sent of. Such an answer cannot be replayed.
 #[utoipa::path(
     post, path = "/v1/forks", tag = "forks", request_body = CreateForks,
     params(("Idempotency-Key" = Option<String>, Header)),
-    responses((status = 201, body = Vec<ForkResult>), (status = "default", body = ErrorAnswer))
+    responses(
+        (status = 201, body = Vec<ForkResult>),
+        (status = 200, body = ForkEvent, content_type = "application/x-ndjson"),
+        (status = "default", body = ErrorAnswer)
+    )
 )]
 pub async fn create(
     State(shared): State<Shared>,
@@ -42,15 +55,23 @@ pub async fn create(
     Body(request): Body<CreateForks>,
 ) -> Result<Response, Error> {
     let received_ns = fork::monotonic_ns();
-    let batch = plan(&shared.engine, &request, received_ns)?;
-    let Some(key) = headers.get("idempotency-key") else {
-        let results = run(shared.engine, batch).await;
+    let requests = plan(&shared.engine, &request, received_ns)?;
+    let key = headers.get("idempotency-key");
+    if ndjson::is_accepted(&headers) {
+        if key.is_some() {
+            let message = "a streamed answer cannot be replayed: leave out Idempotency-Key, or the Accept header";
+            return Err(Error::new(Code::InvalidRequest, message));
+        }
+        return Ok(stream::answer(Batch::start(&shared.engine, requests)));
+    }
+    let Some(key) = key else {
+        let results = run(shared.engine, requests).await;
         return Ok(answer(&results, false));
     };
     let key = key.to_str().map_err(|_| Error::new(Code::InvalidRequest, "Idempotency-Key is not ASCII"))?;
     let identity = blake3::hash(&serde_json::to_vec(&request).expect("requests are JSON"));
     let engine = shared.engine.clone();
-    let make = async move { Ok(run(engine, batch).await) };
+    let make = async move { Ok(run(engine, requests).await) };
     let (results, replay) = shared.replays.answer(key, identity, make).await?;
     Ok(answer(&results, replay))
 }
@@ -128,44 +149,20 @@ pub fn timeout_of(milliseconds: Option<u64>) -> Result<Option<Duration>, Error> 
     Ok(Some(timeout))
 }
 
-/// Forks that are killed unless they are handed out.
-struct Unclaimed(Vec<Arc<Fork>>);
-
-impl Drop for Unclaimed {
-    fn drop(&mut self) {
-        for fork in &self.0 {
-            fork.kill("killed", "the caller went away before it was handed out");
-        }
-    }
-}
-
 /// Makes all children side by side. Cancelled, it leaves none.
-async fn run(engine: Arc<Engine>, mut batch: Vec<Request>) -> Vec<ForkResult> {
-    let result = |outcome: Result<Arc<Fork>, Error>| match outcome {
-        Ok(fork) => ForkResult::Fork(Box::new(fork.info())),
-        Err(error) => ForkResult::Error(error.body()),
-    };
-    if batch.len() == 1 {
+async fn run(engine: Arc<Engine>, mut requests: Vec<Request>) -> Vec<ForkResult> {
+    if requests.len() == 1 {
         // The common case needs no task of its own.
-        let request = batch.pop().expect("there is one");
-        return vec![result(fork::create(&engine, request).await)];
+        let request = requests.pop().expect("there is one");
+        return vec![batch::make(&engine, request).await.hand_out()];
     }
-    let mut children = JoinSet::new();
-    let count = batch.len();
-    for (index, request) in batch.into_iter().enumerate() {
-        let engine = engine.clone();
-        children.spawn(async move { (index, fork::create(&engine, request).await) });
+    let mut batch = Batch::start(&engine, requests);
+    let mut outcomes: Vec<Option<Outcome>> = (0..batch.len()).map(|_| None).collect();
+    while let Some((index, outcome)) = batch.next().await {
+        outcomes[index] = Some(outcome);
     }
-    let mut unclaimed = Unclaimed(Vec::with_capacity(count));
-    let mut results: Vec<Option<ForkResult>> = vec![None; count];
-    while let Some(child) = children.join_next().await {
-        let Ok((index, outcome)) = child else { continue };
-        unclaimed.0.extend(outcome.as_ref().ok().cloned());
-        results[index] = Some(result(outcome));
-    }
-    unclaimed.0.clear();
-    let lost = || ForkResult::Error(Error::new(Code::Internal, "the fork's task was lost").body());
-    results.into_iter().map(|result| result.unwrap_or_else(lost)).collect()
+    let every = outcomes.into_iter().map(|outcome| outcome.expect("a batch tells of every child"));
+    every.map(Outcome::hand_out).collect()
 }
 
 fn answer(results: &[ForkResult], replay: bool) -> Response {

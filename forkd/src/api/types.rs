@@ -499,6 +499,16 @@ pub enum ForkResult {
     Error(ErrorBody),
 }
 
+/// A line of a streamed answer: one child, when it is ready.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ForkEvent {
+    /// Its place in the request, from 0.
+    pub index: u32,
+    /// It, or why there is none.
+    #[serde(flatten)]
+    pub result: ForkResult,
+}
+
 /// A list of forks.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Forks {

@@ -10,3 +10,4 @@ mod leaks;
 mod limits;
 mod pager;
 mod pool;
+mod streamed;
