@@ -140,6 +140,11 @@ impl Fork {
         self.paged.load(Ordering::Relaxed)
     }
 
+    /// Its process, once it is known.
+    pub fn pid(&self) -> Option<i32> {
+        self.pid.get().copied()
+    }
+
     /// Order of creation.
     pub fn generation(&self) -> u64 {
         self.identity.lock().expect("no panic under this lock").generation

@@ -7,6 +7,7 @@
 //! `template` <- `engine` <- `api` <- `daemon`; `cli` uses `api::types` only.
 #![forbid(unsafe_code)]
 
+pub mod admission;
 pub mod agent;
 pub mod api;
 pub mod cli;

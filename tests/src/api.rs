@@ -6,8 +6,8 @@ use std::{
 };
 
 use forkling_daemon::api::types::{
-    BuildEvent, ErrorAnswer, ErrorBody, ExecAnswer, ForkEvent, ForkInfo, ForkResult, ForkState, Forks, Health,
-    PoolInfo, TemplateInfo, Templates, Version,
+    BuildEvent, ErrorAnswer, ErrorBody, ExecAnswer, ForkEvent, ForkInfo, ForkResult, ForkState, Forks,
+    Health, PoolInfo, TemplateInfo, Templates, Version,
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -251,6 +251,7 @@ fn error_of(reply: &Reply) -> ErrorBody {
             remediation: String::new(),
             retryable: false,
             kind: forkling_daemon::api::error::Kind::Infra,
+            retry_after_s: None,
         },
     }
 }

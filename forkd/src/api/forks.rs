@@ -18,10 +18,12 @@ use super::{
     extract::{Body, Name, Params},
     ndjson,
     types::{
-        ConsoleAnswer, CreateForks, ForkEvent, ForkInfo, ForkResult, Forks, Killed, SnapshotFork, TemplateInfo, Timings,
+        ConsoleAnswer, CreateForks, ForkEvent, ForkInfo, ForkResult, Forks, Killed, PoolUse, SnapshotFork,
+        TemplateInfo, Timings,
     },
 };
 use crate::{
+    admission::Granted,
     engine::Engine,
     fork::{self, Fork, Request, Status},
     identity::Choice,
@@ -40,12 +42,16 @@ mod stream;
 ///
 /// With `Accept: application/x-ndjson` there is a line for each child, as soon as it is ready. Going away kills the
 /// children that no line was sent of. Such an answer cannot be replayed.
+///
+/// A child that the host has no room for gets the error `host_full` or `too_many_forks`. If there is room for none, the
+/// answer is 429 with `Retry-After`.
 #[utoipa::path(
     post, path = "/v1/forks", tag = "forks", request_body = CreateForks,
     params(("Idempotency-Key" = Option<String>, Header)),
     responses(
         (status = 201, body = Vec<ForkResult>),
         (status = 200, body = ForkEvent, content_type = "application/x-ndjson"),
+        (status = 429, body = ErrorAnswer, headers(("Retry-After" = u32, description = "seconds"))),
         (status = "default", body = ErrorAnswer)
     )
 )]
@@ -59,20 +65,21 @@ pub async fn create(
     let key = headers.get("idempotency-key");
     if ndjson::is_accepted(&headers) {
         if key.is_some() {
-            let message = "a streamed answer cannot be replayed: leave out Idempotency-Key, or the Accept header";
+            let message =
+                "a streamed answer cannot be replayed: leave out Idempotency-Key, or the Accept header";
             return Err(Error::new(Code::InvalidRequest, message));
         }
-        return Ok(stream::answer(Batch::start(&shared.engine, requests)));
+        let granted = admit(&shared.engine, &requests).await?;
+        return Ok(stream::answer(Batch::start(&shared.engine, requests, granted)));
     }
     let Some(key) = key else {
-        let results = run(shared.engine, requests).await;
+        let results = run(shared.engine, requests).await?;
         return Ok(answer(&results, false));
     };
     let key = key.to_str().map_err(|_| Error::new(Code::InvalidRequest, "Idempotency-Key is not ASCII"))?;
     let identity = blake3::hash(&serde_json::to_vec(&request).expect("requests are JSON"));
     let engine = shared.engine.clone();
-    let make = async move { Ok(run(engine, requests).await) };
-    let (results, replay) = shared.replays.answer(key, identity, make).await?;
+    let (results, replay) = shared.replays.answer(key, identity, run(engine, requests)).await?;
     Ok(answer(&results, replay))
 }
 
@@ -149,20 +156,42 @@ pub fn timeout_of(milliseconds: Option<u64>) -> Result<Option<Duration>, Error> 
     Ok(Some(timeout))
 }
 
-/// Makes all children side by side. Cancelled, it leaves none.
-async fn run(engine: Arc<Engine>, mut requests: Vec<Request>) -> Vec<ForkResult> {
+/// Asks for room for the children of a request. An error if there is none for any.
+async fn admit(engine: &Engine, requests: &[Request]) -> Result<Granted, Error> {
+    let first = requests.first().expect("a request has children");
+    let parked = if first.pool == PoolUse::Use { first.template.pool().parked() } else { 0 };
+    let mut granted = engine.admission.admit(engine, &first.template, requests.len(), parked).await;
+    match granted.refusal.take_if(|_| granted.tickets.is_empty()) {
+        Some(refusal) => Err(refusal),
+        None => Ok(granted),
+    }
+}
+
+/// Makes all children side by side. Cancelled, it leaves none. An error if there is no room for any.
+async fn run(engine: Arc<Engine>, mut requests: Vec<Request>) -> Result<Vec<ForkResult>, Error> {
+    let mut granted = admit(&engine, &requests).await?;
     if requests.len() == 1 {
         // The common case needs no task of its own.
-        let request = requests.pop().expect("there is one");
-        return vec![batch::make(&engine, request).await.hand_out()];
+        let (request, ticket) = requests.pop().zip(granted.tickets.pop()).expect("one of each");
+        return collect(vec![batch::make(&engine, request, ticket).await]);
     }
-    let mut batch = Batch::start(&engine, requests);
+    let mut batch = Batch::start(&engine, requests, granted);
     let mut outcomes: Vec<Option<Outcome>> = (0..batch.len()).map(|_| None).collect();
     while let Some((index, outcome)) = batch.next().await {
         outcomes[index] = Some(outcome);
     }
-    let every = outcomes.into_iter().map(|outcome| outcome.expect("a batch tells of every child"));
-    every.map(Outcome::hand_out).collect()
+    collect(outcomes.into_iter().map(|outcome| outcome.expect("a batch tells of every child")).collect())
+}
+
+/// The answer for all; an error if every child was refused for want of room.
+fn collect(outcomes: Vec<Outcome>) -> Result<Vec<ForkResult>, Error> {
+    let is_refused = |outcome: &Outcome| {
+        outcome.error().is_some_and(|error| error.status() == StatusCode::TOO_MANY_REQUESTS)
+    };
+    if outcomes.iter().all(is_refused) {
+        return Err(outcomes[0].error().expect("it was refused").clone());
+    }
+    Ok(outcomes.into_iter().map(Outcome::hand_out).collect())
 }
 
 fn answer(results: &[ForkResult], replay: bool) -> Response {

@@ -83,7 +83,9 @@ fn every_child_has_one_line() {
 #[test]
 fn errors_of_the_whole_request_are_no_stream() {
     let daemon = Daemon::with_null();
-    let post = |headers: &[(&str, &str)], body: &str| daemon.raw("POST", "/v1/forks", headers, Some(body.as_bytes()));
+    let post = |headers: &[(&str, &str)], body: &str| {
+        daemon.raw("POST", "/v1/forks", headers, Some(body.as_bytes()))
+    };
     let ndjson = ("accept", "application/x-ndjson");
     assert_eq!(post(&[ndjson], r#"{"template": "none"}"#).status, 404);
     let both = post(&[ndjson, ("idempotency-key", "k")], r#"{"template": "null"}"#);

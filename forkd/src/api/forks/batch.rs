@@ -2,6 +2,7 @@
 
 use std::{
     future::poll_fn,
+    ops::Range,
     sync::Arc,
     task::{Context, Poll, ready},
 };
@@ -9,6 +10,7 @@ use std::{
 use tokio::task::JoinSet;
 
 use crate::{
+    admission::{Granted, Ticket},
     api::{
         error::{Code, Error},
         types::ForkResult,
@@ -57,18 +59,23 @@ pub struct Batch {
     children: JoinSet<(usize, Outcome)>,
     /// Which of them have no outcome yet.
     waiting: Vec<bool>,
+    /// Places of those that were not admitted and not told of yet.
+    refused: Range<usize>,
+    refusal: Option<Error>,
 }
 
 impl Batch {
-    /// Starts the making of all.
-    pub fn start(engine: &Arc<Engine>, requests: Vec<Request>) -> Self {
+    /// Starts the making of the children that were admitted; the others are refused.
+    pub fn start(engine: &Arc<Engine>, requests: Vec<Request>, granted: Granted) -> Self {
         let waiting = vec![true; requests.len()];
         let mut children = JoinSet::new();
-        for (index, request) in requests.into_iter().enumerate() {
+        let refusal = granted.refusal;
+        let refused = granted.tickets.len()..requests.len();
+        for (index, (request, ticket)) in requests.into_iter().zip(granted.tickets).enumerate() {
             let engine = engine.clone();
-            children.spawn(async move { (index, make(&engine, request).await) });
+            children.spawn(async move { (index, make(&engine, request, ticket).await) });
         }
-        Self { children, waiting }
+        Self { children, waiting, refused, refusal }
     }
 
     /// How many there are.
@@ -83,6 +90,10 @@ impl Batch {
 
     /// See [`Self::next`].
     pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<(usize, Outcome)>> {
+        if let (Some(error), Some(index)) = (&self.refusal, self.refused.next()) {
+            self.waiting[index] = false;
+            return Poll::Ready(Some((index, Outcome(Err(error.clone())))));
+        }
         let next = loop {
             match ready!(self.children.poll_join_next(context)) {
                 Some(Ok(child)) => break Some(child),
@@ -103,6 +114,16 @@ fn lost(index: usize) -> (usize, Outcome) {
 }
 
 /// Makes one child.
-pub async fn make(engine: &Arc<Engine>, request: Request) -> Outcome {
-    Outcome(fork::create(engine, request).await.map(|fork| Made(Some(fork))))
+pub async fn make(engine: &Arc<Engine>, request: Request, ticket: Ticket) -> Outcome {
+    match fork::create(engine, request).await {
+        Ok(fork) => {
+            ticket.made();
+            Outcome(Ok(Made(Some(fork))))
+        }
+        Err(error) if error.code == Code::TooManyForks => {
+            let after = engine.admission.rates().until_ended(1);
+            Outcome(Err(error.retry_after(after)))
+        }
+        Err(error) => Outcome(Err(error)),
+    }
 }
