@@ -18,6 +18,7 @@ pub mod engine;
 pub mod fork;
 pub mod identity;
 pub mod limits;
+pub mod memory;
 pub mod names;
 pub mod pager;
 pub mod pool;

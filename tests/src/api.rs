@@ -215,6 +215,12 @@ impl Client {
         self.call::<Value>("DELETE", "/v1/forks?all=true", None).expect("killing all has no errors");
     }
 
+    /// Kills the forks of a template.
+    pub fn kill_all_of(&self, template: &str) {
+        let path = format!("/v1/forks?template={template}");
+        self.call::<Value>("DELETE", &path, None).expect("killing all has no errors");
+    }
+
     /// Makes a template of a fork.
     pub fn snapshot(&self, id: &str, name: &str) -> Result<TemplateInfo, ErrorBody> {
         self.call("POST", &format!("/v1/forks/{id}/snapshot"), Some(&json!({"name": name})))

@@ -172,6 +172,9 @@ catalogue! {
     /// Cores, memory or processes of the host are used up.
     HostFull = "host_full" 429 Infra true
         "try again after the time given (Retry-After); the message names the limit, and how it is raised";
+    /// The kernel does not show where a fork's memory is.
+    MeasureFailed = "measure_failed" 500 Infra false
+        "run forkd as root or as the user of its forks: it must be allowed to read /proc/PID/smaps and pagemap";
     /// The environment is too long for a mailbox.
     EnvironmentTooLarge = "environment_too_large" 400 Request false
         "shorten env to 12 KiB in all, or send the data by exec's standard input";

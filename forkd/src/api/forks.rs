@@ -18,8 +18,8 @@ use super::{
     extract::{Body, Name, Params},
     ndjson,
     types::{
-        ConsoleAnswer, CreateForks, ForkEvent, ForkInfo, ForkResult, Forks, Killed, PoolUse, SnapshotFork,
-        TemplateInfo, Timings,
+        ConsoleAnswer, CreateForks, ForkEvent, ForkInfo, ForkMemory, ForkResult, Forks, Killed, PoolUse,
+        SnapshotFork, TemplateInfo, Timings,
     },
 };
 use crate::{
@@ -28,7 +28,7 @@ use crate::{
     fork::{self, Fork, Request, Status},
     identity::Choice,
     limits::{DEFAULT_CREATE_TIMEOUT, MAX_COUNT, MAX_METADATA, MAX_TIMEOUT},
-    names,
+    memory as measure, names,
     template::{Template, snapshot as snapshots, validate_environment},
 };
 
@@ -287,9 +287,18 @@ pub async fn kill_many(
     let registry = &shared.engine.registry;
     let forks = registry.forks(filter.template.as_deref(), false);
     for fork in &forks {
-        end(fork);
+        fork.condemn(REASON, MESSAGE);
     }
-    Ok(Json(Killed { killed: forks.iter().map(|fork| fork.id.clone()).collect() }))
+    let killed = Killed { killed: forks.iter().map(|fork| fork.id.clone()).collect() };
+    // From here on they are dead to everybody. Each signal makes a process tear itself down, in competition for the
+    // cores; the caller does not wait for that.
+    tokio::spawn(async move {
+        for fork in forks {
+            end(&fork);
+            tokio::task::yield_now().await;
+        }
+    });
+    Ok(Json(killed))
 }
 
 /// Shows a fork, dead ones for some minutes.
@@ -312,8 +321,12 @@ pub async fn kill(State(shared): State<Shared>, Name(id): Name) -> Result<Status
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// How forks die that are killed by request.
+const REASON: &str = "killed";
+const MESSAGE: &str = "it was killed by request";
+
 fn end(fork: &Fork) {
-    fork.kill("killed", "it was killed by request");
+    fork.kill(REASON, MESSAGE);
 }
 
 /// Makes a template of a running fork, which goes on.
@@ -350,6 +363,28 @@ pub async fn snapshot(
 pub async fn console(State(shared): State<Shared>, Name(id): Name) -> Result<Json<ConsoleAnswer>, Error> {
     let (bytes, dropped_bytes) = shared.engine.registry.fork(&id)?.console();
     Ok(Json(ConsoleAnswer { text: String::from_utf8_lossy(&bytes).into_owned(), dropped_bytes }))
+}
+
+/// Where the memory of a running fork is: shared with its template, its own, and what it costs beside.
+#[utoipa::path(
+    get, path = "/v1/forks/{id}/memory", tag = "forks", params(("id" = String, Path, description = "id or name")),
+    responses((status = 200, body = ForkMemory), (status = "default", body = ErrorAnswer))
+)]
+pub async fn memory(State(shared): State<Shared>, Name(id): Name) -> Result<Json<ForkMemory>, Error> {
+    let fork = running(&shared, &id)?;
+    let pid = fork.pid().expect("what runs has a process");
+    let measured = tokio::task::spawn_blocking(move || measure::of(pid)).await;
+    let measured = measured
+        .map_err(|error| Error::new(Code::Internal, "the measurement's task was lost").because(error))?;
+    // The process may have died meanwhile, and its number may be another's by now.
+    match (fork.death_error(), measured) {
+        (Some(died), _) => Err(died),
+        (None, Ok(memory)) => Ok(Json(memory)),
+        (None, Err(error)) => {
+            let message = format!("the memory of fork {} cannot be measured", fork.id);
+            Err(Error::new(Code::MeasureFailed, message).because(error))
+        }
+    }
 }
 
 /// A fork that runs.

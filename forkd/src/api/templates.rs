@@ -74,8 +74,7 @@ pub async fn set_pool(
 ) -> Result<Json<PoolInfo>, Error> {
     let PoolSettings { low, high, .. } = settings;
     if high > MAX_POOL || low > high {
-        let message =
-            format!("low is {low} and high is {high}; high is at most {MAX_POOL}, low at most high");
+        let message = format!("low is {low} and high is {high}; high is at most {MAX_POOL}, low at most high");
         return Err(Error::new(Code::InvalidRequest, message));
     }
     let template = shared.engine.registry.template(&name)?;

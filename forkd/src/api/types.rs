@@ -8,8 +8,10 @@ use utoipa::ToSchema;
 
 pub use super::error::{ErrorAnswer, ErrorBody, Kind};
 pub use exec::*;
+pub use fork::*;
 
 mod exec;
+mod fork;
 
 /// A command: a string for `/bin/sh -c`, or program and arguments.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -497,16 +499,6 @@ pub enum ForkResult {
     Fork(Box<ForkInfo>),
     /// It could not be made.
     Error(ErrorBody),
-}
-
-/// A line of a streamed answer: one child, when it is ready.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
-pub struct ForkEvent {
-    /// Its place in the request, from 0.
-    pub index: u32,
-    /// It, or why there is none.
-    #[serde(flatten)]
-    pub result: ForkResult,
 }
 
 /// A list of forks.

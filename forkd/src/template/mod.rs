@@ -75,13 +75,7 @@ pub struct Template {
 impl Template {
     /// The template in `dir`, cold.
     pub fn new(record: Record, dir: PathBuf) -> Self {
-        Self {
-            record,
-            dir,
-            live: Mutex::new(Live::Cold),
-            pool: Pool::default(),
-            loading: tokio::sync::Mutex::new(()),
-        }
+        Self { record, dir, live: Mutex::new(Live::Cold), pool: Pool::default(), loading: tokio::sync::Mutex::new(()) }
     }
 
     /// The template in `dir` whose record cannot be read; it can only be removed.

@@ -20,7 +20,11 @@ fn without_room() -> Daemon {
 }
 
 fn is_refusal(error: &ErrorBody) {
-    assert_eq!((error.code.as_str(), error.retryable, error.kind), ("host_full", true, Kind::Infra), "{error:?}");
+    assert_eq!(
+        (error.code.as_str(), error.retryable, error.kind),
+        ("host_full", true, Kind::Infra),
+        "{error:?}"
+    );
     assert!(error.retry_after_s.is_some_and(|seconds| (1..=60).contains(&seconds)), "{error:?}");
 }
 
@@ -63,7 +67,13 @@ fn a_batch_is_made_as_far_as_the_memory_goes() {
     assert!((1..=8).contains(&made), "{made} forks of which each may take an eighth of the memory");
     // What those were promised is theirs still when they run.
     let more = daemon.create(&json!({"template": "large", "count": 20}));
-    let more = more.map_or_else(|error| { is_refusal(&error); 0 }, |results| self::made(&results));
+    let more = more.map_or_else(
+        |error| {
+            is_refusal(&error);
+            0
+        },
+        |results| self::made(&results),
+    );
     assert!(made + more <= 8, "{made} and {more}");
     daemon.kill_all();
     daemon.settle(1);
@@ -104,7 +114,6 @@ fn parked_forks_are_given_up_before_a_request_is_refused() {
     let daemon = without_room();
     daemon.build_null("other");
     daemon.load("null");
-    daemon.wait_complete("null");
     daemon.park("null", 3);
     let zygote = daemon.zygote("null");
     let parked: Vec<_> = daemon.processes().into_iter().filter(|process| process.pid != zygote).collect();
