@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::admission;
+
 /// Longest socket path in bytes: `sun_path` of `unix(7)` less its final zero.
 pub const MAX_SOCKET_PATH: usize = 107;
 
@@ -43,7 +45,7 @@ pub enum Error {
 }
 
 /// Command line of `forkd`.
-#[derive(Clone, Debug, Default, clap::Parser)]
+#[derive(Clone, Debug, clap::Parser)]
 #[command(
     name = "forkd",
     version,
@@ -74,6 +76,23 @@ pub struct Args {
     /// Do not copy ahead the pages that forks of a template are known to write first
     #[arg(long)]
     pub no_copy_ahead: bool,
+    /// Memory in MiB that forks must leave free [default: a 32nd of the host's, at least 256]
+    #[arg(long, value_name = "MIB")]
+    pub memory_reserve: Option<u32>,
+    /// Memory in MiB that every fork is expected to take, at least
+    #[arg(long, value_name = "MIB", default_value_t = 4)]
+    pub fork_growth: u32,
+    /// How much of what forks of a template were seen to take is set aside for another one
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.25, value_parser = factor)]
+    pub memory_factor: f64,
+    /// Forks that may wait for their construction; more are refused
+    #[arg(long, value_name = "COUNT", default_value_t = crate::limits::MAX_QUEUE)]
+    pub queue: u64,
+}
+
+fn factor(text: &str) -> Result<f64, String> {
+    let value = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
+    if (0.0..=1000.0).contains(&value) { Ok(value) } else { Err("not between 0 and 1000".to_owned()) }
 }
 
 /// Settings with every default filled in.
@@ -93,6 +112,8 @@ pub struct Config {
     pub eager: bool,
     /// Copy ahead what forks are known to write.
     pub copy_ahead: bool,
+    /// What forks are granted.
+    pub admission: admission::Settings,
 }
 
 impl Config {
@@ -121,6 +142,12 @@ impl Config {
             state_dir: absolute(state_dir),
             eager: args.eager,
             copy_ahead: !args.no_copy_ahead,
+            admission: admission::Settings {
+                reserve: args.memory_reserve.map(|mib| u64::from(mib) << 20),
+                growth: u64::from(args.fork_growth) << 20,
+                factor: args.memory_factor,
+                queue: args.queue.min(1 << 32),
+            },
         })
     }
 }

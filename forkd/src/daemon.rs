@@ -16,6 +16,7 @@ use rustix::fs::{FlockOperation, Mode, flock};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
+    admission,
     api::{self, Peer},
     config::{Args, Config},
     engine::Engine,
@@ -89,6 +90,7 @@ async fn serve(engine: &Arc<Engine>, listener: &Listener) -> anyhow::Result<()> 
     let socket = tokio::net::UnixListener::from_std(socket).context("cannot use the socket")?;
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let service = api::router(engine.clone()).into_make_service_with_connect_info::<Peer>();
+    tokio::spawn(admission::keep(engine.clone()));
     tracing::info!(socket = %listener.path.display(), max_forks = engine.max_forks, "ready");
     let outcome = tokio::select! {
         outcome = axum::serve(socket, service) => outcome.context("cannot serve the socket"),

@@ -7,6 +7,7 @@ use forkling_vmm::protocol::FailureKind;
 use tokio::sync::Semaphore;
 
 use crate::{
+    admission::Admission,
     api::error::{Code, Error},
     config::Config,
     fork::{MEMORY, SNAPSHOT},
@@ -29,6 +30,8 @@ pub struct Engine {
     pub spawner: Spawner,
     /// Images in memory and their pager.
     pub images: Images,
+    /// Grants forks.
+    pub admission: Arc<Admission>,
     /// Forks under construction.
     pub spawns: Arc<Semaphore>,
     /// Parked forks under construction.
@@ -55,6 +58,7 @@ impl Engine {
             registry,
             spawner,
             images,
+            admission: Admission::new(config.admission, limits::spawns_in_flight()),
             spawns: Arc::new(Semaphore::new(limits::spawns_in_flight())),
             refills: Arc::new(Semaphore::new(limits::refills_in_flight())),
             builds: Arc::new(Semaphore::new(limits::CONCURRENT_BUILDS)),

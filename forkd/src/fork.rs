@@ -140,6 +140,11 @@ impl Fork {
         self.paged.load(Ordering::Relaxed)
     }
 
+    /// Its process, once it is known.
+    pub fn pid(&self) -> Option<i32> {
+        self.pid.get().copied()
+    }
+
     /// Order of creation.
     pub fn generation(&self) -> u64 {
         self.identity.lock().expect("no panic under this lock").generation
@@ -177,6 +182,15 @@ impl Fork {
 
     /// Kills it, now; the first reason is kept. Reaping goes on in its own task.
     pub fn kill(&self, reason: &str, message: &str) {
+        self.condemn(reason, message);
+        // A process that is not known yet is killed as soon as it is.
+        if let Some(process) = &self.handles().process {
+            process.kill();
+        }
+    }
+
+    /// Makes it count as dead, for the reason given; [`Self::kill`] is to follow.
+    pub fn condemn(&self, reason: &str, message: &str) {
         self.die(Death {
             reason: reason.to_owned(),
             message: message.to_owned(),
@@ -184,10 +198,6 @@ impl Fork {
             exit_code: None,
             at_unix_ms: unix_ms(),
         });
-        // A process that is not known yet is killed as soon as it is.
-        if let Some(process) = &self.handles().process {
-            process.kill();
-        }
     }
 
     fn handles(&self) -> MutexGuard<'_, Handles> {

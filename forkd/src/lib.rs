@@ -7,6 +7,7 @@
 //! `template` <- `engine` <- `api` <- `daemon`; `cli` uses `api::types` only.
 #![forbid(unsafe_code)]
 
+pub mod admission;
 pub mod agent;
 pub mod api;
 pub mod cli;
@@ -17,6 +18,7 @@ pub mod engine;
 pub mod fork;
 pub mod identity;
 pub mod limits;
+pub mod memory;
 pub mod names;
 pub mod pager;
 pub mod pool;

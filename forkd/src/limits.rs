@@ -7,6 +7,9 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 /// Most forks one request may ask for: the largest fan-out that is measured and tested.
 pub const MAX_COUNT: u32 = 1000;
 
+/// Children that may wait for their construction when nothing is set: four of the largest requests, some seconds.
+pub const MAX_QUEUE: u64 = 4 * MAX_COUNT as u64;
+
 /// Longest name in bytes: a host name label, and a file name with room for suffixes.
 pub const MAX_NAME: usize = 63;
 

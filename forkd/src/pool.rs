@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use crate::{
     api::types::{PoolInfo, PoolSettings},
     fork::Parked,
-    limits::{POOL_IDLE, POOL_PATIENCE},
+    limits::{POOL_IDLE, POOL_PATIENCE, POOL_TICK},
 };
 
 mod keeper;
@@ -111,6 +111,19 @@ impl Pool {
     pub fn drain(&self) {
         let parked = std::mem::take(&mut self.lock().parked);
         drop(parked);
+    }
+
+    /// Lets go of all parked forks but the youngest `keep`, whose memory is needed for others, and makes none for a
+    /// while. Returns how many.
+    pub fn give_up(&self, keep: usize) -> usize {
+        let mut inner = self.lock();
+        let surplus = inner.parked.len().saturating_sub(keep);
+        if surplus > 0 {
+            inner.not_before = Some(Instant::now() + POOL_TICK);
+        }
+        let gone: Vec<_> = inner.parked.drain(..surplus).collect();
+        drop(inner);
+        gone.len()
     }
 
     /// What it should hold.

@@ -30,7 +30,33 @@ struct Inner {
     /// Ids of the dead, oldest first.
     dead: VecDeque<(Instant, String)>,
     alive: u64,
+    /// Those alive by template.
+    living: HashMap<String, Living>,
+    /// How many ever ended.
+    ended: u64,
     closed: bool,
+}
+
+/// Forks of one template whose processes are not reaped.
+#[derive(Clone, Copy, Debug)]
+pub struct Living {
+    /// How many.
+    pub forks: u64,
+    /// Guest memory of each in MiB.
+    pub memory_mib: u32,
+    /// Virtual CPUs of each.
+    pub vcpus: u8,
+}
+
+/// What there is, in short.
+#[derive(Debug)]
+pub struct Survey {
+    /// By template.
+    pub living: HashMap<String, Living>,
+    /// Some of the living.
+    pub some: Vec<Arc<Fork>>,
+    /// How many forks ever ended.
+    pub ended: u64,
 }
 
 /// The daemon's templates and forks.
@@ -136,6 +162,12 @@ impl Registry {
             }
             inner.names.insert(name.clone(), fork.id.clone());
         }
+        let spec = &fork.template.record.spec;
+        let none = Living { forks: 0, memory_mib: spec.memory_mib, vcpus: spec.vcpus };
+        match inner.living.get_mut(fork.template.name()) {
+            Some(living) => living.forks += 1,
+            None => drop(inner.living.insert(fork.template.name().to_owned(), Living { forks: 1, ..none })),
+        }
         inner.alive += 1;
         inner.forks.insert(fork.id.clone(), fork.clone());
         Ok(())
@@ -145,6 +177,14 @@ impl Registry {
     pub fn fork_died(&self, fork: &Arc<Fork>) {
         let mut inner = self.lock();
         inner.alive -= 1;
+        inner.ended += 1;
+        let name = fork.template.name();
+        if let Some(living) = inner.living.get_mut(name) {
+            living.forks -= 1;
+            if living.forks == 0 {
+                inner.living.remove(name);
+            }
+        }
         inner.dead.push_back((Instant::now(), fork.id.clone()));
         inner.forget_old();
     }
@@ -176,6 +216,13 @@ impl Registry {
     /// How many living forks a template has.
     pub fn forks_of(&self, template: &str) -> u64 {
         self.lock().living().filter(|fork| fork.template.name() == template).count() as u64
+    }
+
+    /// What there is, and up to `take` of the living after the first `skip` records, in no particular order.
+    pub fn survey(&self, skip: usize, take: usize) -> Survey {
+        let inner = self.lock();
+        let some = inner.forks.values().skip(skip).filter(|fork| fork.is_alive()).take(take).cloned();
+        Survey { some: some.collect(), living: inner.living.clone(), ended: inner.ended }
     }
 
     /// How many processes of forks there are.

@@ -1,15 +1,18 @@
 //! The daemon's API, as a program would use it.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use forkling_daemon::api::types::{
-    BuildEvent, ErrorAnswer, ErrorBody, ExecAnswer, ForkInfo, ForkResult, ForkState, Forks, Health,
-    TemplateInfo, Templates, Version,
+    BuildEvent, ErrorAnswer, ErrorBody, ExecAnswer, ForkEvent, ForkInfo, ForkResult, ForkState, Forks,
+    Health, PoolInfo, TemplateInfo, Templates, Version,
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::http::{self, Reply};
+use crate::http::{self, Reply, Streamed};
 
 /// A client of one daemon.
 #[derive(Clone, Debug)]
@@ -26,6 +29,26 @@ pub struct Built {
     pub stages: Vec<String>,
     /// The guest's console.
     pub console: String,
+}
+
+/// A streamed answer to a request for forks. Dropped, the caller is gone.
+#[derive(Debug)]
+pub struct Created(Streamed);
+
+impl Created {
+    /// HTTP status.
+    pub fn status(&self) -> u16 {
+        self.0.status
+    }
+
+    /// The next child; `None` after the last.
+    ///
+    /// # Panics
+    /// When the answer breaks off.
+    pub fn next(&mut self) -> Option<ForkEvent> {
+        let line = self.0.line().expect("the answer comes to its end")?;
+        Some(serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error} in {line:?}")))
+    }
 }
 
 impl Client {
@@ -117,6 +140,34 @@ impl Client {
         self.call("POST", "/v1/forks", Some(request))
     }
 
+    /// Asks for forks, each answered for as soon as it is ready.
+    pub fn create_streamed(&self, request: &Value) -> Created {
+        let body = serde_json::to_vec(request).expect("values are JSON");
+        let headers = [("accept", "application/x-ndjson")];
+        let opened = Streamed::open(&self.socket, "POST", "/v1/forks", &headers, Some(&body));
+        Created(opened.expect("the daemon answers"))
+    }
+
+    /// Says what the pool of a template holds.
+    pub fn set_pool(&self, template: &str, settings: &Value) -> PoolInfo {
+        let path = format!("/v1/templates/{template}/pool");
+        self.call("PUT", &path, Some(settings)).expect("the pool is set")
+    }
+
+    /// A template's pool.
+    pub fn pool(&self, template: &str) -> PoolInfo {
+        self.call("GET", &format!("/v1/templates/{template}/pool"), None).expect("the template is there")
+    }
+
+    /// Keeps `count` parked forks of a template, and waits until they are there.
+    pub fn park(&self, template: &str, count: u32) {
+        self.set_pool(template, &json!({"low": count, "high": count}));
+        crate::eventually(Duration::from_secs(60), "the pool fills", || {
+            let pool = self.pool(template);
+            if pool.parked == count { Ok(()) } else { Err(format!("{pool:?}")) }
+        });
+    }
+
     /// `count` forks of `template`, all of which have to be made.
     pub fn forks(&self, template: &str, count: u32) -> Vec<ForkInfo> {
         self.forks_with(&json!({"template": template, "count": count}))
@@ -164,6 +215,12 @@ impl Client {
         self.call::<Value>("DELETE", "/v1/forks?all=true", None).expect("killing all has no errors");
     }
 
+    /// Kills the forks of a template.
+    pub fn kill_all_of(&self, template: &str) {
+        let path = format!("/v1/forks?template={template}");
+        self.call::<Value>("DELETE", &path, None).expect("killing all has no errors");
+    }
+
     /// Makes a template of a fork.
     pub fn snapshot(&self, id: &str, name: &str) -> Result<TemplateInfo, ErrorBody> {
         self.call("POST", &format!("/v1/forks/{id}/snapshot"), Some(&json!({"name": name})))
@@ -200,6 +257,7 @@ fn error_of(reply: &Reply) -> ErrorBody {
             remediation: String::new(),
             retryable: false,
             kind: forkling_daemon::api::error::Kind::Infra,
+            retry_after_s: None,
         },
     }
 }

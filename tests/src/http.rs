@@ -1,7 +1,7 @@
 //! HTTP/1.1 on a Unix socket, blocking, a connection per request. Independent of the daemon's own client on purpose.
 
 use std::{
-    io::{self, Read, Write},
+    io::{self, BufRead, BufReader, Read, Write},
     os::unix::net::UnixStream,
     path::Path,
     time::Duration,
@@ -38,18 +38,7 @@ pub fn request(
 ) -> io::Result<Reply> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    let mut head = format!("{method} {path} HTTP/1.1\r\nhost: forkling\r\nconnection: close\r\n");
-    if let Some(body) = body {
-        head += &format!("content-length: {}\r\n", body.len());
-        if !headers.iter().any(|(name, _)| *name == "content-type") {
-            head += "content-type: application/json\r\n";
-        }
-    }
-    for (name, value) in headers {
-        head += &format!("{name}: {value}\r\n");
-    }
-    head += "\r\n";
-    let sent = stream.write_all(&[head.as_bytes(), body.unwrap_or_default()].concat());
+    let sent = send(&mut stream, method, path, headers, body);
     let mut answer = Vec::new();
     // A body that is refused for its length is not read to its end; the refusal is there all the same.
     let received = stream.read_to_end(&mut answer);
@@ -62,6 +51,80 @@ pub fn request(
     })
 }
 
+fn send(
+    stream: &mut UnixStream,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: Option<&[u8]>,
+) -> io::Result<()> {
+    let mut head = format!("{method} {path} HTTP/1.1\r\nhost: forkling\r\nconnection: close\r\n");
+    if let Some(body) = body {
+        head += &format!("content-length: {}\r\n", body.len());
+        if !headers.iter().any(|(name, _)| *name == "content-type") {
+            head += "content-type: application/json\r\n";
+        }
+    }
+    for (name, value) in headers {
+        head += &format!("{name}: {value}\r\n");
+    }
+    head += "\r\n";
+    stream.write_all(&[head.as_bytes(), body.unwrap_or_default()].concat())
+}
+
+/// An answer that is read while it comes. Dropped, the connection is closed.
+#[derive(Debug)]
+pub struct Streamed {
+    from: BufReader<UnixStream>,
+    /// HTTP status.
+    pub status: u16,
+    body: Vec<u8>,
+}
+
+impl Streamed {
+    /// Sends a request and reads the head of a chunked answer.
+    pub fn open(
+        socket: &Path,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Option<&[u8]>,
+    ) -> io::Result<Self> {
+        let mut stream = UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        send(&mut stream, method, path, headers, body)?;
+        let mut from = BufReader::new(stream);
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            if from.read_line(&mut head)? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        let status = parse(head.as_bytes()).ok_or(io::ErrorKind::InvalidData)?.status;
+        Ok(Self { from, status, body: Vec::new() })
+    }
+
+    /// The next line of the body; `None` after the last.
+    pub fn line(&mut self) -> io::Result<Option<String>> {
+        loop {
+            if let Some(end) = self.body.iter().position(|&byte| byte == b'\n') {
+                let line: Vec<u8> = self.body.drain(..=end).collect();
+                return Ok(Some(String::from_utf8_lossy(&line).trim_end().to_owned()));
+            }
+            let mut len = String::new();
+            self.from.read_line(&mut len)?;
+            let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, error);
+            let len = usize::from_str_radix(len.trim_end(), 16).map_err(invalid)?;
+            let mut chunk = vec![0; len + 2];
+            self.from.read_exact(&mut chunk)?;
+            if len == 0 {
+                return Ok(None);
+            }
+            self.body.extend_from_slice(&chunk[..len]);
+        }
+    }
+}
+
 fn parse(answer: &[u8]) -> Option<Reply> {
     let end = answer.windows(4).position(|window| window == b"\r\n\r\n")?;
     let head = std::str::from_utf8(&answer[..end]).ok()?;
@@ -72,7 +135,7 @@ fn parse(answer: &[u8]) -> Option<Reply> {
         .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
         .collect();
     let mut reply = Reply { status, headers, body: answer[end + 4..].to_vec() };
-    if reply.header("transfer-encoding") == Some("chunked") {
+    if reply.header("transfer-encoding") == Some("chunked") && !reply.body.is_empty() {
         reply.body = unchunk(&reply.body)?;
     }
     Some(reply)

@@ -37,6 +37,9 @@ pub struct ErrorBody {
     pub retryable: bool,
     /// Whose fault it is.
     pub kind: Kind,
+    /// When to try again, in seconds, where that depends on others; the `Retry-After` of an answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_s: Option<u32>,
 }
 
 /// How errors lie in answers.
@@ -56,6 +59,8 @@ pub struct Error {
     pub message: String,
     /// Why, where more is known.
     pub cause: Option<String>,
+    /// See [`ErrorBody::retry_after_s`].
+    pub retry_after_s: Option<u32>,
 }
 
 /// A row of the catalogue.
@@ -164,6 +169,12 @@ catalogue! {
     /// As many forks as the limits of the process allow are alive.
     TooManyForks = "too_many_forks" 429 Infra true
         "kill forks that are not needed, or raise the daemon's limit of open files (LimitNOFILE)";
+    /// Cores, memory or processes of the host are used up.
+    HostFull = "host_full" 429 Infra true
+        "try again after the time given (Retry-After); the message names the limit, and how it is raised";
+    /// The kernel does not show where a fork's memory is.
+    MeasureFailed = "measure_failed" 500 Infra false
+        "run forkd as root or as the user of its forks: it must be allowed to read /proc/PID/smaps and pagemap";
     /// The environment is too long for a mailbox.
     EnvironmentTooLarge = "environment_too_large" 400 Request false
         "shorten env to 12 KiB in all, or send the data by exec's standard input";
@@ -199,13 +210,20 @@ impl Code {
 impl Error {
     /// An error without a cause.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), cause: None }
+        Self { code, message: message.into(), cause: None, retry_after_s: None }
     }
 
     /// With the reason behind it, with all its sources.
     #[must_use]
     pub fn because(mut self, cause: impl std::fmt::Display) -> Self {
         self.cause = Some(cause.to_string());
+        self
+    }
+
+    /// With the seconds after which the same request may succeed.
+    #[must_use]
+    pub fn retry_after(mut self, seconds: u32) -> Self {
+        self.retry_after_s = Some(seconds);
         self
     }
 
@@ -219,6 +237,7 @@ impl Error {
             remediation: entry.remediation.to_owned(),
             retryable: entry.retryable,
             kind: entry.kind,
+            retry_after_s: self.retry_after_s,
         }
     }
 
@@ -233,7 +252,9 @@ impl IntoResponse for Error {
         let status = self.status();
         let mut response = (status, Json(ErrorAnswer { error: self.body() })).into_response();
         if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, HeaderValue::from(self.retry_after_s.unwrap_or(1)));
         }
         response
     }

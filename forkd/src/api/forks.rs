@@ -9,32 +9,51 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Deserialize;
-use tokio::{task::JoinSet, time::Instant};
+use tokio::time::Instant;
 use utoipa::IntoParams;
 
 use super::{
     Shared,
     error::{Code, Error, ErrorAnswer},
     extract::{Body, Name, Params},
+    ndjson,
     types::{
-        ConsoleAnswer, CreateForks, ForkInfo, ForkResult, Forks, Killed, SnapshotFork, TemplateInfo, Timings,
+        ConsoleAnswer, CreateForks, ForkEvent, ForkInfo, ForkMemory, ForkResult, Forks, Killed, PoolUse,
+        SnapshotFork, TemplateInfo, Timings,
     },
 };
 use crate::{
+    admission::Granted,
     engine::Engine,
     fork::{self, Fork, Request, Status},
     identity::Choice,
     limits::{DEFAULT_CREATE_TIMEOUT, MAX_COUNT, MAX_METADATA, MAX_TIMEOUT},
-    names,
+    memory as measure, names,
     template::{Template, snapshot as snapshots, validate_environment},
 };
 
+use batch::{Batch, Outcome};
+
+mod batch;
+mod stream;
+
 /// Makes forks. Each element of the answer is a fork or an error, in the order asked for. With an `Idempotency-Key`
 /// the same request made again gets the same answer.
+///
+/// With `Accept: application/x-ndjson` there is a line for each child, as soon as it is ready. Going away kills the
+/// children that no line was sent of. Such an answer cannot be replayed.
+///
+/// A child that the host has no room for gets the error `host_full` or `too_many_forks`. If there is room for none, the
+/// answer is 429 with `Retry-After`.
 #[utoipa::path(
     post, path = "/v1/forks", tag = "forks", request_body = CreateForks,
     params(("Idempotency-Key" = Option<String>, Header)),
-    responses((status = 201, body = Vec<ForkResult>), (status = "default", body = ErrorAnswer))
+    responses(
+        (status = 201, body = Vec<ForkResult>),
+        (status = 200, body = ForkEvent, content_type = "application/x-ndjson"),
+        (status = 429, body = ErrorAnswer, headers(("Retry-After" = u32, description = "seconds"))),
+        (status = "default", body = ErrorAnswer)
+    )
 )]
 pub async fn create(
     State(shared): State<Shared>,
@@ -42,16 +61,25 @@ pub async fn create(
     Body(request): Body<CreateForks>,
 ) -> Result<Response, Error> {
     let received_ns = fork::monotonic_ns();
-    let batch = plan(&shared.engine, &request, received_ns)?;
-    let Some(key) = headers.get("idempotency-key") else {
-        let results = run(shared.engine, batch).await;
+    let requests = plan(&shared.engine, &request, received_ns)?;
+    let key = headers.get("idempotency-key");
+    if ndjson::is_accepted(&headers) {
+        if key.is_some() {
+            let message =
+                "a streamed answer cannot be replayed: leave out Idempotency-Key, or the Accept header";
+            return Err(Error::new(Code::InvalidRequest, message));
+        }
+        let granted = admit(&shared.engine, &requests).await?;
+        return Ok(stream::answer(Batch::start(&shared.engine, requests, granted)));
+    }
+    let Some(key) = key else {
+        let results = run(shared.engine, requests).await?;
         return Ok(answer(&results, false));
     };
     let key = key.to_str().map_err(|_| Error::new(Code::InvalidRequest, "Idempotency-Key is not ASCII"))?;
     let identity = blake3::hash(&serde_json::to_vec(&request).expect("requests are JSON"));
     let engine = shared.engine.clone();
-    let make = async move { Ok(run(engine, batch).await) };
-    let (results, replay) = shared.replays.answer(key, identity, make).await?;
+    let (results, replay) = shared.replays.answer(key, identity, run(engine, requests)).await?;
     Ok(answer(&results, replay))
 }
 
@@ -128,44 +156,42 @@ pub fn timeout_of(milliseconds: Option<u64>) -> Result<Option<Duration>, Error> 
     Ok(Some(timeout))
 }
 
-/// Forks that are killed unless they are handed out.
-struct Unclaimed(Vec<Arc<Fork>>);
-
-impl Drop for Unclaimed {
-    fn drop(&mut self) {
-        for fork in &self.0 {
-            fork.kill("killed", "the caller went away before it was handed out");
-        }
+/// Asks for room for the children of a request. An error if there is none for any.
+async fn admit(engine: &Engine, requests: &[Request]) -> Result<Granted, Error> {
+    let first = requests.first().expect("a request has children");
+    let parked = if first.pool == PoolUse::Use { first.template.pool().parked() } else { 0 };
+    let mut granted = engine.admission.admit(engine, &first.template, requests.len(), parked).await;
+    match granted.refusal.take_if(|_| granted.tickets.is_empty()) {
+        Some(refusal) => Err(refusal),
+        None => Ok(granted),
     }
 }
 
-/// Makes all children side by side. Cancelled, it leaves none.
-async fn run(engine: Arc<Engine>, mut batch: Vec<Request>) -> Vec<ForkResult> {
-    let result = |outcome: Result<Arc<Fork>, Error>| match outcome {
-        Ok(fork) => ForkResult::Fork(Box::new(fork.info())),
-        Err(error) => ForkResult::Error(error.body()),
-    };
-    if batch.len() == 1 {
+/// Makes all children side by side. Cancelled, it leaves none. An error if there is no room for any.
+async fn run(engine: Arc<Engine>, mut requests: Vec<Request>) -> Result<Vec<ForkResult>, Error> {
+    let mut granted = admit(&engine, &requests).await?;
+    if requests.len() == 1 {
         // The common case needs no task of its own.
-        let request = batch.pop().expect("there is one");
-        return vec![result(fork::create(&engine, request).await)];
+        let (request, ticket) = requests.pop().zip(granted.tickets.pop()).expect("one of each");
+        return collect(vec![batch::make(&engine, request, ticket).await]);
     }
-    let mut children = JoinSet::new();
-    let count = batch.len();
-    for (index, request) in batch.into_iter().enumerate() {
-        let engine = engine.clone();
-        children.spawn(async move { (index, fork::create(&engine, request).await) });
+    let mut batch = Batch::start(&engine, requests, granted);
+    let mut outcomes: Vec<Option<Outcome>> = (0..batch.len()).map(|_| None).collect();
+    while let Some((index, outcome)) = batch.next().await {
+        outcomes[index] = Some(outcome);
     }
-    let mut unclaimed = Unclaimed(Vec::with_capacity(count));
-    let mut results: Vec<Option<ForkResult>> = vec![None; count];
-    while let Some(child) = children.join_next().await {
-        let Ok((index, outcome)) = child else { continue };
-        unclaimed.0.extend(outcome.as_ref().ok().cloned());
-        results[index] = Some(result(outcome));
+    collect(outcomes.into_iter().map(|outcome| outcome.expect("a batch tells of every child")).collect())
+}
+
+/// The answer for all; an error if every child was refused for want of room.
+fn collect(outcomes: Vec<Outcome>) -> Result<Vec<ForkResult>, Error> {
+    let is_refused = |outcome: &Outcome| {
+        outcome.error().is_some_and(|error| error.status() == StatusCode::TOO_MANY_REQUESTS)
+    };
+    if outcomes.iter().all(is_refused) {
+        return Err(outcomes[0].error().expect("it was refused").clone());
     }
-    unclaimed.0.clear();
-    let lost = || ForkResult::Error(Error::new(Code::Internal, "the fork's task was lost").body());
-    results.into_iter().map(|result| result.unwrap_or_else(lost)).collect()
+    Ok(outcomes.into_iter().map(Outcome::hand_out).collect())
 }
 
 fn answer(results: &[ForkResult], replay: bool) -> Response {
@@ -261,9 +287,18 @@ pub async fn kill_many(
     let registry = &shared.engine.registry;
     let forks = registry.forks(filter.template.as_deref(), false);
     for fork in &forks {
-        end(fork);
+        fork.condemn(REASON, MESSAGE);
     }
-    Ok(Json(Killed { killed: forks.iter().map(|fork| fork.id.clone()).collect() }))
+    let killed = Killed { killed: forks.iter().map(|fork| fork.id.clone()).collect() };
+    // From here on they are dead to everybody. Each signal makes a process tear itself down, in competition for the
+    // cores; the caller does not wait for that.
+    tokio::spawn(async move {
+        for fork in forks {
+            end(&fork);
+            tokio::task::yield_now().await;
+        }
+    });
+    Ok(Json(killed))
 }
 
 /// Shows a fork, dead ones for some minutes.
@@ -286,8 +321,12 @@ pub async fn kill(State(shared): State<Shared>, Name(id): Name) -> Result<Status
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// How forks die that are killed by request.
+const REASON: &str = "killed";
+const MESSAGE: &str = "it was killed by request";
+
 fn end(fork: &Fork) {
-    fork.kill("killed", "it was killed by request");
+    fork.kill(REASON, MESSAGE);
 }
 
 /// Makes a template of a running fork, which goes on.
@@ -324,6 +363,28 @@ pub async fn snapshot(
 pub async fn console(State(shared): State<Shared>, Name(id): Name) -> Result<Json<ConsoleAnswer>, Error> {
     let (bytes, dropped_bytes) = shared.engine.registry.fork(&id)?.console();
     Ok(Json(ConsoleAnswer { text: String::from_utf8_lossy(&bytes).into_owned(), dropped_bytes }))
+}
+
+/// Where the memory of a running fork is: shared with its template, its own, and what it costs beside.
+#[utoipa::path(
+    get, path = "/v1/forks/{id}/memory", tag = "forks", params(("id" = String, Path, description = "id or name")),
+    responses((status = 200, body = ForkMemory), (status = "default", body = ErrorAnswer))
+)]
+pub async fn memory(State(shared): State<Shared>, Name(id): Name) -> Result<Json<ForkMemory>, Error> {
+    let fork = running(&shared, &id)?;
+    let pid = fork.pid().expect("what runs has a process");
+    let measured = tokio::task::spawn_blocking(move || measure::of(pid)).await;
+    let measured = measured
+        .map_err(|error| Error::new(Code::Internal, "the measurement's task was lost").because(error))?;
+    // The process may have died meanwhile, and its number may be another's by now.
+    match (fork.death_error(), measured) {
+        (Some(died), _) => Err(died),
+        (None, Ok(memory)) => Ok(Json(memory)),
+        (None, Err(error)) => {
+            let message = format!("the memory of fork {} cannot be measured", fork.id);
+            Err(Error::new(Code::MeasureFailed, message).because(error))
+        }
+    }
 }
 
 /// A fork that runs.

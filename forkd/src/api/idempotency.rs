@@ -31,11 +31,12 @@ struct Entry {
 
 /// Answers by idempotency key.
 #[derive(Debug, Default)]
-pub struct Replays(Mutex<Known>);
+pub struct Replays(Arc<Mutex<Known>>);
 
 impl Replays {
     /// The answer to the request with `key` and what else identifies it; `make` runs for the first of them, to its
-    /// end even if its caller goes away. Also says whether the answer is a replay.
+    /// end even if its caller goes away. Also says whether the answer is a replay. A refusal is not replayed: the next
+    /// request with the key is the first again.
     pub async fn answer<F>(
         &self,
         key: &str,
@@ -77,8 +78,12 @@ impl Replays {
         let (sender, answer) = watch::channel(None);
         known.by_key.insert(key.to_owned(), Entry { request, answer: answer.clone() });
         known.order.push_back((Instant::now(), key.to_owned()));
+        let (all, key) = (self.0.clone(), key.to_owned());
         tokio::spawn(async move {
             let made = make.await.map(Arc::new);
+            if made.is_err() {
+                all.lock().expect("no panic under this lock").forget(&key);
+            }
             sender.send_replace(Some(made));
         });
         Ok((answer, false))
@@ -86,6 +91,11 @@ impl Replays {
 }
 
 impl Known {
+    fn forget(&mut self, key: &str) {
+        self.by_key.remove(key);
+        self.order.retain(|(_, known)| known != key);
+    }
+
     fn forget_old(&mut self) {
         while let Some((since, _)) = self.order.front() {
             if self.order.len() < MAX_IDEMPOTENT && since.elapsed() < IDEMPOTENT_TTL {

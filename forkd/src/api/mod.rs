@@ -50,6 +50,7 @@ fn routes() -> OpenApiRouter<Shared> {
         .routes(routes!(reset::reset))
         .routes(routes!(ping::ping))
         .routes(routes!(forks::console))
+        .routes(routes!(forks::memory))
         .layer(DefaultBodyLimit::max(limits::MAX_BODY))
         .merge(exec)
 }

@@ -7,7 +7,10 @@ use std::{
 
 use axum::{
     body::{Body, Bytes},
-    http::header::CONTENT_TYPE,
+    http::{
+        HeaderMap,
+        header::{ACCEPT, CONTENT_TYPE},
+    },
     response::{IntoResponse, Response},
 };
 use hyper::body::Frame;
@@ -16,6 +19,11 @@ use tokio::sync::mpsc;
 
 /// Content type of streamed answers and requests.
 pub const CONTENT: &str = "application/x-ndjson";
+
+/// Whether a client asks for it.
+pub fn is_accepted(headers: &HeaderMap) -> bool {
+    headers.get(ACCEPT).is_some_and(|accepted| accepted.as_bytes().starts_with(CONTENT.as_bytes()))
+}
 
 /// Events as a response body. `guard` lives as long as the body: a client that goes away drops it.
 struct Lines<T, G> {

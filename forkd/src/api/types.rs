@@ -8,8 +8,10 @@ use utoipa::ToSchema;
 
 pub use super::error::{ErrorAnswer, ErrorBody, Kind};
 pub use exec::*;
+pub use fork::*;
 
 mod exec;
+mod fork;
 
 /// A command: a string for `/bin/sh -c`, or program and arguments.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

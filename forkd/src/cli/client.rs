@@ -57,6 +57,11 @@ impl Client {
         parse(&self.whole(Method::POST, path, Some(body)).await?)
     }
 
+    /// PUT of JSON.
+    pub async fn put<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, Failure> {
+        parse(&self.whole(Method::PUT, path, Some(body)).await?)
+    }
+
     /// DELETE without an answer.
     pub async fn delete(&self, path: &str) -> Result<(), Failure> {
         self.whole(Method::DELETE, path, None::<&()>).await.map(drop)

@@ -2,13 +2,16 @@
 
 use std::{collections::BTreeMap, process::ExitCode};
 
+use axum::http::{Method, header};
+
 use super::{
     FAILED,
-    client::{Client, Failure, segment},
-    output::{Output, ago, ms, table},
+    client::{Client, Events, Failure, json_body, segment},
+    output::{Output, ago, mib, ms, table},
 };
 use crate::api::types::{
-    ConsoleAnswer, CreateForks, ForkInfo, ForkResult, ForkState, Forks, Killed, SnapshotFork, TemplateInfo,
+    self, ConsoleAnswer, CreateForks, ForkEvent, ForkInfo, ForkMemory, ForkResult, ForkState, Forks, Killed,
+    SnapshotFork, TemplateInfo,
 };
 
 /// `NAME=VALUE`.
@@ -32,6 +35,19 @@ pub struct Options {
     /// Longest time to its acknowledgement in milliseconds
     #[arg(long, value_name = "MS")]
     create_timeout: Option<u64>,
+    /// Whether parked forks may serve
+    #[arg(long, value_enum, default_value_t)]
+    pool: PoolUse,
+}
+
+/// See [`types::PoolUse`].
+#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+enum PoolUse {
+    /// If there are any
+    #[default]
+    Use,
+    /// No: every fork is made from nothing
+    Bypass,
 }
 
 impl Options {
@@ -43,6 +59,10 @@ impl Options {
             hostname: self.hostname,
             metadata: self.metadata.into_iter().collect::<BTreeMap<_, _>>(),
             timeout_ms: self.create_timeout,
+            pool: match self.pool {
+                PoolUse::Use => types::PoolUse::Use,
+                PoolUse::Bypass => types::PoolUse::Bypass,
+            },
             ..CreateForks::default()
         }
     }
@@ -62,6 +82,9 @@ pub struct Create {
     /// A number for the guest
     #[arg(long, default_value_t = 0)]
     param: u64,
+    /// Print each as soon as it is ready; an interrupt ends the making of the others
+    #[arg(long)]
+    stream: bool,
     #[command(flatten)]
     options: Options,
 }
@@ -73,25 +96,39 @@ impl Create {
         request.count = Some(self.count);
         request.param = self.param;
         request.name_prefix = self.name;
-        let results: Vec<ForkResult> = client.post("/v1/forks", &request).await?;
-        if output.json {
-            output.print(&results);
-        }
         let mut failed = false;
-        for result in &results {
-            match result {
-                ForkResult::Fork(fork) if !output.json => println!("{}", fork.id),
-                ForkResult::Fork(_) => {}
-                ForkResult::Error(error) => {
-                    failed = true;
-                    if !output.json {
-                        output.error(error);
-                    }
+        if self.stream {
+            let headers = [(header::ACCEPT, "application/x-ndjson")];
+            let response =
+                client.send(Method::POST, "/v1/forks", json_body(Some(&request)), &headers).await?;
+            let mut events = Events::new(response);
+            while let Some(event) = events.next::<ForkEvent>().await? {
+                if output.json {
+                    output.print(&event);
                 }
+                failed |= show_result(&event.result, output);
+            }
+        } else {
+            let results: Vec<ForkResult> = client.post("/v1/forks", &request).await?;
+            if output.json {
+                output.print(&results);
+            }
+            for result in &results {
+                failed |= show_result(result, output);
             }
         }
         Ok(if failed { ExitCode::from(FAILED) } else { ExitCode::SUCCESS })
     }
+}
+
+/// Prints a child for people. Returns whether there is none.
+fn show_result(result: &ForkResult, output: Output) -> bool {
+    match result {
+        ForkResult::Fork(fork) if !output.json => println!("{}", fork.id),
+        ForkResult::Error(error) if !output.json => output.error(error),
+        ForkResult::Fork(_) | ForkResult::Error(_) => {}
+    }
+    matches!(result, ForkResult::Error(_))
 }
 
 /// Lists forks.
@@ -119,13 +156,14 @@ impl Ps {
                 fork.name.clone().unwrap_or_else(|| "-".to_owned()),
                 fork.template.clone(),
                 state(fork).to_owned(),
+                if fork.parked { "yes" } else { "no" }.to_owned(),
                 fork.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
                 ago(fork.created_unix_ms),
                 fork.timings_us.map_or_else(|| "-".to_owned(), |timings| ms(timings.total)),
             ]
         };
         let rows: Vec<_> = forks.forks.iter().map(row).collect();
-        table(&["ID", "NAME", "TEMPLATE", "STATE", "PID", "AGE", "MADE IN"], &rows);
+        table(&["ID", "NAME", "TEMPLATE", "STATE", "PARKED", "PID", "AGE", "MADE IN"], &rows);
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -181,16 +219,18 @@ impl Inspect {
         let path = format!("/v1/forks/{}", segment(&self.id));
         let fork: ForkInfo = client.get(&path).await?;
         let console: ConsoleAnswer = client.get(&format!("{path}/console")).await?;
+        // The dead have none, and a daemon that may not measure has other answers.
+        let memory: Option<ForkMemory> = client.get(&format!("{path}/memory")).await.ok();
         if output.json {
-            output.print(&serde_json::json!({ "fork": fork, "console": console }));
+            output.print(&serde_json::json!({ "fork": fork, "memory": memory, "console": console }));
         } else {
-            show(&fork, &console);
+            show(&fork, memory.as_ref(), &console);
         }
         Ok(ExitCode::SUCCESS)
     }
 }
 
-fn show(fork: &ForkInfo, console: &ConsoleAnswer) {
+fn show(fork: &ForkInfo, memory: Option<&ForkMemory>, console: &ConsoleAnswer) {
     println!("id          {}", fork.id);
     if let Some(name) = &fork.name {
         println!("name        {name}");
@@ -207,6 +247,12 @@ fn show(fork: &ForkInfo, console: &ConsoleAnswer) {
         println!("process     {pid}");
     }
     println!("age         {}", ago(fork.created_unix_ms));
+    if fork.parked {
+        println!("parked      it came out of the pool");
+    }
+    if let Some(memory) = memory {
+        show_memory(memory);
+    }
     for (key, value) in &fork.metadata {
         println!("metadata    {key}={value}");
     }
@@ -235,6 +281,26 @@ fn show(fork: &ForkInfo, console: &ConsoleAnswer) {
     for line in &lines[lines.len().saturating_sub(SHOWN)..] {
         println!("  {line}");
     }
+}
+
+fn show_memory(memory: &ForkMemory) {
+    println!("memory      {} of guest", mib(memory.guest_bytes));
+    let parts = [
+        ("shared", memory.shared_bytes, "of the image, in its page tables"),
+        ("private", memory.private_bytes, "of the image, copied or written"),
+        ("overhead", memory.overhead_bytes, "beside the guest:"),
+        ("  process", memory.vmm_private_bytes, ""),
+        ("  tables", memory.page_table_bytes, "page tables"),
+        ("  stacks", memory.kernel_stack_bytes, "of the kernel"),
+    ];
+    for (name, bytes, what) in parts {
+        let kib = format!("{} KiB", bytes >> 10);
+        println!("{}", format!("  {name:<9} {kib:>11}  {what}").trim_end());
+    }
+    println!(
+        "holds       {} threads, {} descriptors, {} of them sockets",
+        memory.threads, memory.descriptors, memory.sockets
+    );
 }
 
 /// Makes a template of a fork.

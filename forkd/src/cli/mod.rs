@@ -5,6 +5,7 @@ mod doctor;
 mod exec;
 mod fork;
 mod output;
+mod pool;
 mod progress;
 mod template;
 
@@ -45,6 +46,8 @@ enum Command {
     /// Build, list and remove templates
     #[command(subcommand)]
     Template(template::Command),
+    /// Show or set how many forks of a template wait to be taken
+    Pool(pool::Pool),
     /// Make forks of a template
     Fork(fork::Create),
     /// Run a command in a fork
@@ -91,6 +94,7 @@ async fn run(args: Args, output: Output) -> Result<ExitCode, Failure> {
     match args.command {
         Command::Doctor => Ok(doctor::run(client().ok(), output).await),
         Command::Template(command) => template::run(command, &client()?, output).await,
+        Command::Pool(pool) => pool.run(&client()?, output).await,
         Command::Fork(create) => create.run(&client()?, output).await,
         Command::Exec(exec) => exec.run(&client()?, output).await,
         Command::Run(run) => run.run(&client()?, output).await,

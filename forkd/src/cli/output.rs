@@ -60,6 +60,7 @@ fn describe(failure: &Failure) -> ErrorBody {
         remediation: remediation.to_owned(),
         retryable: false,
         kind: crate::api::types::Kind::Infra,
+        retry_after_s: None,
     };
     match failure {
         Failure::Api(body) => (**body).clone(),

@@ -7,6 +7,7 @@ use axum::http::Method;
 use super::{
     client::{Client, Events, Failure, json_body, segment},
     output::{Output, ago, mib, table},
+    pool,
     progress::Progress,
 };
 use crate::{
@@ -135,6 +136,11 @@ fn list(all: &Templates) {
             info.name.clone(),
             state(info).to_owned(),
             info.forks.to_string(),
+            if info.pool.high == 0 {
+                "-".to_owned()
+            } else {
+                format!("{}/{}", info.pool.parked, info.pool.target)
+            },
             format!("{} MiB", info.spec.memory_mib),
             info.spec.vcpus.to_string(),
             info.resident_bytes.map_or_else(|| "-".to_owned(), mib),
@@ -143,7 +149,7 @@ fn list(all: &Templates) {
         ]
     };
     let rows: Vec<_> = all.templates.iter().map(row).collect();
-    table(&["NAME", "STATE", "FORKS", "MEMORY", "VCPUS", "RESIDENT", "DISK", "AGE"], &rows);
+    table(&["NAME", "STATE", "FORKS", "PARKED", "MEMORY", "VCPUS", "RESIDENT", "DISK", "AGE"], &rows);
 }
 
 fn show(info: &TemplateInfo) {
@@ -163,5 +169,6 @@ fn show(info: &TemplateInfo) {
     if let Some(pid) = info.zygote_pid {
         println!("zygote    {pid}");
     }
+    pool::lines(&info.pool).iter().for_each(|(name, value)| println!("{name:<10}{value}"));
     println!("spec      {}", serde_json::to_string(&info.spec).expect("specs are JSON"));
 }

@@ -1,5 +1,6 @@
 //! The promises that any KVM can show, with the null guest. One file per promise.
 
+mod admission;
 mod bad_input;
 mod crash;
 mod damage;
@@ -8,5 +9,8 @@ mod fork;
 mod isolation;
 mod leaks;
 mod limits;
+mod memory;
 mod pager;
 mod pool;
+mod streamed;
+mod teardown;

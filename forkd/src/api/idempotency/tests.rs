@@ -35,3 +35,13 @@ async fn keys_have_a_length() {
         assert_eq!(refused.code, Code::InvalidRequest);
     }
 }
+
+#[tokio::test]
+async fn a_refusal_is_not_replayed() {
+    let replays = Replays::default();
+    let refuse = async { Err(Error::new(Code::HostFull, "x")) };
+    assert_eq!(replays.answer("k", request("a"), refuse).await.unwrap_err().code, Code::HostFull);
+    assert!(!replays.answer("k", request("a"), async { Ok(Vec::new()) }).await.unwrap().1);
+    let refuse = async { Err(Error::new(Code::HostFull, "x")) };
+    assert!(replays.answer("k", request("a"), refuse).await.unwrap().1);
+}

@@ -12,6 +12,8 @@ fn config() -> Config {
         agent: "/nonexistent/agent".into(),
         kernel: "/nonexistent/kernel".into(),
         eager: false,
+        copy_ahead: true,
+        admission: Default::default(),
     }
 }
 
