@@ -225,6 +225,8 @@ impl Arm {
         }
         let note = match (self.step, bench.lab && self.source == Source::Pool, self.refilling) {
             (Step::Rpc, ..) if !bench.pings => Some("a refused command: no ping in this build"),
+            // It lasts longer than the pool pauses.
+            (Step::Python, true, _) => Some("a refill on the same CPU meanwhile"),
             (_, true, false) => Some("no refill meanwhile"),
             (_, true, true) => Some("a refill on the same CPU meanwhile"),
             _ => None,
