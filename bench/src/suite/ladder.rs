@@ -210,7 +210,12 @@ impl Arm {
             }
         }
         // A pool trims itself once in a second, and may do so just when one fork is held.
-        ensure!(self.times.len() == goal, "{}: {} requests were served from elsewhere", self.id(), self.missed);
+        ensure!(
+            self.times.len() == goal,
+            "{}: {} requests were served from elsewhere",
+            self.id(),
+            self.missed
+        );
         Ok(())
     }
 
