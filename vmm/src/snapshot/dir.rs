@@ -5,7 +5,8 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{self, Mode, OFlags};
+use rustix::fs::{self, AtFlags, FileType, Mode, OFlags};
+use rustix::io::Errno;
 
 use super::{Damage, Error, damaged, io_error};
 
@@ -30,10 +31,31 @@ impl Dir {
         &self.0
     }
 
-    /// Opens a file for reading.
+    /// Opens a regular file for reading. Anything else that has its name is refused, and not waited for.
     pub fn open_file(&self, name: &str) -> io::Result<File> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        Ok(File::from(fs::openat(&self.0, name, flags, Mode::empty())?))
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NOCTTY;
+        let open = |flags| fs::openat(&self.0, name, flags, Mode::empty());
+        // A pipe would be waited for until someone writes to it.
+        let fd = match open(flags | OFlags::NONBLOCK) {
+            // Someone holds a lease on the file and has to give it up first (fcntl(2)).
+            Err(Errno::WOULDBLOCK) => open(flags)?,
+            result => result?,
+        };
+        let kind = FileType::from_raw_mode(fs::fstat(&fd)?.st_mode);
+        if kind != FileType::RegularFile {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+        }
+        Ok(File::from(fd))
+    }
+
+    /// Removes a file.
+    pub fn remove_file(&self, name: &str) -> io::Result<()> {
+        Ok(fs::unlinkat(&self.0, name, AtFlags::empty())?)
+    }
+
+    /// Gives a file another name, in place of what had it.
+    pub fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        Ok(fs::renameat(&self.0, from, &self.0, to)?)
     }
 
     /// Creates a file that must not exist yet.

@@ -7,6 +7,7 @@
 //! image.idx                  which chunk of memory has which content
 //! chunks/xx/<blake3>.zst     64 KiB of memory each, named by their content, compressed
 //! root.erofs                 root image, if the template has one
+//! working-set.json           advice on what to load first; optional, see [`working_set`]
 //! ```
 //!
 //! Nothing in it is an absolute path and nothing is changed after the commit, so that snapshots can be copied and
@@ -19,6 +20,7 @@ mod dir;
 mod index;
 mod manifest;
 mod read;
+pub mod working_set;
 mod write;
 
 #[cfg(test)]
@@ -31,6 +33,7 @@ pub use digest::{Digest, FileSum};
 pub use index::Index;
 pub use manifest::{FORMAT, Forkpoint, HostTags, ImageSummary, Manifest};
 pub use read::{ChunkKind, ChunkReader, Snapshot};
+pub use working_set::{PageRange, WorkingSet};
 pub use write::{Compression, SnapshotWriter, commit};
 
 /// Names of the files in a snapshot directory.
@@ -47,6 +50,8 @@ pub mod file {
     pub const CHUNKS: &str = "chunks";
     /// Root image.
     pub const ROOT: &str = "root.erofs";
+    /// Advice on what to load first.
+    pub const WORKING_SET: &str = "working-set.json";
 }
 
 /// Why a snapshot cannot be written or read.

@@ -61,6 +61,11 @@ impl Snapshot {
         self.dir.fd().as_fd()
     }
 
+    /// The directory, for the parts of a snapshot that have a module of their own.
+    pub(super) fn directory(&self) -> &Dir {
+        &self.dir
+    }
+
     /// Its manifest.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest

@@ -148,6 +148,41 @@ impl Uffd {
         self.0.wake(address as *mut _, len as usize).map_err(io_error)
     }
 
+    /// Maps the kernel's page of zeros wherever nothing is mapped in `[address, address + len)` and wakes who waits
+    /// there. In a private mapping of shared memory this takes no page: neither the process nor the memory behind it
+    /// gets one before it is written (mfill_atomic_pte() of mm/userfaultfd.c). Returns the number of pages that were
+    /// mapped already.
+    pub fn zero(&self, address: u64, len: u64) -> io::Result<u64> {
+        match self.map_zeros(address, len) {
+            // The count of a part is lost (UFFDIO_ZEROPAGE, ioctl_userfaultfd(2)); page by page nothing is.
+            Err(error) if is_partial(&error) => {}
+            result => return result.map(|()| 0),
+        }
+        let (mut at, mut existing) = (address, 0);
+        while at < address + len {
+            match self.map_zeros(at, PAGE as u64) {
+                Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {
+                    std::thread::yield_now();
+                    continue;
+                }
+                Err(error) if error.raw_os_error() == Some(libc::EEXIST) => existing += 1,
+                result => result?,
+            }
+            at += PAGE as u64;
+        }
+        // Who waits for a page that exists has missed its wake-up.
+        if existing > 0 {
+            self.wake(address, len)?;
+        }
+        Ok(existing)
+    }
+
+    fn map_zeros(&self, address: u64, len: u64) -> io::Result<()> {
+        // SAFETY: only unmapped pages of ranges registered with this descriptor change, from unmapped to zeros; whoever
+        // registered them asked for that and waits for it.
+        unsafe { self.0.zeropage(address as *mut _, len as usize, true) }.map(drop).map_err(io_error)
+    }
+
     /// To send it to the pager.
     pub fn into_fd(self) -> OwnedFd {
         // The library's own `into_raw_fd` (0.9.0) closes the descriptor it returns.
@@ -228,6 +263,11 @@ impl Inserter {
             result => result.map_err(io_error),
         }
     }
+}
+
+/// Whether a request over several pages was carried out in part at most.
+fn is_partial(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EEXIST))
 }
 
 /// The unit of insertion, in bytes.
