@@ -79,15 +79,6 @@ pub enum Filling {
     Eager,
 }
 
-/// What a chunk holds.
-#[derive(Clone, Copy, Debug)]
-pub enum Contents<'a> {
-    /// All zeros.
-    Zero,
-    /// These bytes.
-    Data(&'a ChunkBuffer),
-}
-
 /// A template's memory.
 #[derive(Debug)]
 pub struct Image {
@@ -193,21 +184,17 @@ impl Image {
 
     /// Fills a claimed chunk; its pages appear one by one, each complete. Returns the number of pages that were in
     /// memory although nobody had inserted them, which only a fork that reads past its userfaultfd can bring about;
-    /// they have the right contents now. On an error the claim is given up.
-    pub fn insert(&self, chunk: u64, contents: Contents<'_>) -> Result<usize, Error> {
-        static ZEROS: ChunkBuffer = [0; CHUNK];
+    /// they have the right contents now. On an error the claim is given up. Chunks of zeros are left out: their holes
+    /// read as zeros, and who must not see a hole gets [`Uffd::zero`].
+    pub fn insert(&self, chunk: u64, contents: &ChunkBuffer) -> Result<usize, Error> {
         assert_eq!(self.residency(chunk), Residency::Loading, "a chunk is claimed before it is inserted");
         let offset = chunk * CHUNK as u64;
-        let inserted = match (&self.filler, contents) {
-            (Filler::Atomic(inserter), Contents::Data(data)) => inserter.insert(offset, data),
-            // The pages must exist: a hole would fault for ever.
-            (Filler::Atomic(inserter), Contents::Zero) => inserter.insert(offset, &ZEROS),
-            (Filler::Plain(memory), Contents::Data(data)) => {
-                memory.write(offset, data);
+        let inserted = match &self.filler {
+            Filler::Atomic(inserter) => inserter.insert(offset, contents),
+            Filler::Plain(memory) => {
+                memory.write(offset, contents);
                 Ok(0)
             }
-            // Nobody waits for an eager image, and its holes read as zeros.
-            (Filler::Plain(_), Contents::Zero) => Ok(0),
         };
         match inserted {
             Ok(existing) => {

@@ -3,7 +3,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::thread;
 
-use super::{CHUNK, Contents, Error, Filling, Image, Residency, self_test};
+use super::{CHUNK, Error, Filling, Image, Residency, self_test};
 use crate::memory::layout::PAGE;
 use crate::sys::uffd::{Scope, Uffd};
 
@@ -34,21 +34,11 @@ fn chunks_go_from_empty_to_ready() {
         assert_eq!(image.claim(3), Residency::Loading);
         image.release(3);
         assert_eq!(image.claim(3), Residency::Empty);
-        assert_eq!(image.insert(3, Contents::Data(&[9; CHUNK])).unwrap(), 0);
+        assert_eq!(image.insert(3, &[9; CHUNK]).unwrap(), 0);
         assert_eq!(image.claim(3), Residency::Ready);
         assert_eq!(image.ready_chunks(), 1);
         assert_eq!(bytes_of(&image, 3), [9; CHUNK]);
         assert_eq!(image.resident_bytes().unwrap(), CHUNK as u64);
-    }
-}
-
-#[test]
-fn zeros_take_memory_only_where_someone_may_wait_for_them() {
-    for (image, bytes) in [(Image::new(LEN).unwrap(), CHUNK as u64), (Image::eager(LEN).unwrap(), 0)] {
-        assert_eq!(image.claim(1), Residency::Empty);
-        image.insert(1, Contents::Zero).unwrap();
-        assert_eq!(image.resident_bytes().unwrap(), bytes, "{:?}", image.filling());
-        assert_eq!(bytes_of(&image, 1), [0; CHUNK]);
     }
 }
 
@@ -66,7 +56,7 @@ fn pages_brought_in_by_others_get_the_right_contents() {
     let foreign = memmap2::MmapOptions::new().populate().map_raw_read_only(&reader).unwrap();
     assert!(image.resident_bytes().unwrap() >= LEN);
     assert_eq!(image.claim(0), Residency::Empty);
-    assert_eq!(image.insert(0, Contents::Data(&[4; CHUNK])).unwrap(), CHUNK / PAGE as usize);
+    assert_eq!(image.insert(0, &[4; CHUNK]).unwrap(), CHUNK / PAGE as usize);
     assert_eq!(bytes_of(&image, 0), [4; CHUNK]);
     drop(foreign);
 }
@@ -74,7 +64,7 @@ fn pages_brought_in_by_others_get_the_right_contents() {
 #[test]
 #[should_panic(expected = "claimed before")]
 fn inserting_without_a_claim_is_a_bug() {
-    let _ = Image::new(LEN).unwrap().insert(0, Contents::Zero);
+    let _ = Image::new(LEN).unwrap().insert(0, &[0; CHUNK]);
 }
 
 #[test]
