@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags};
@@ -100,10 +100,30 @@ impl Dir {
         Ok(fs::fsync(self.0.as_fd())?)
     }
 
+    /// Kind, length and number of links of what has this name; links are not followed.
+    pub fn stat(&self, name: &str) -> io::Result<fs::Stat> {
+        Ok(fs::statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW)?)
+    }
+
+    /// Gives a file a second name, in another directory.
+    pub fn link(&self, name: &str, into: &Self, new: &str) -> Result<(), Errno> {
+        fs::linkat(&self.0, name, &into.0, new, AtFlags::empty())
+    }
+
     /// Names of all entries.
     pub fn names(&self) -> io::Result<Vec<String>> {
+        Self::names_of(self.0.as_fd())
+    }
+
+    /// Names of all entries of a directory in it.
+    pub fn names_in(&self, name: &str) -> io::Result<Vec<String>> {
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Self::names_of(fs::openat(&self.0, name, flags, Mode::empty())?.as_fd())
+    }
+
+    fn names_of(directory: BorrowedFd<'_>) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
-        for entry in fs::Dir::read_from(self.0.as_fd())? {
+        for entry in fs::Dir::read_from(directory)? {
             let name = entry?.file_name().to_string_lossy().into_owned();
             if name != "." && name != ".." {
                 names.push(name);

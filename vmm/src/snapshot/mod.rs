@@ -20,6 +20,7 @@ mod dir;
 mod index;
 mod manifest;
 mod read;
+mod store;
 pub mod working_set;
 mod write;
 
@@ -33,6 +34,7 @@ pub use digest::{Digest, FileSum};
 pub use index::Index;
 pub use manifest::{FORMAT, Forkpoint, HostTags, ImageSummary, Manifest};
 pub use read::{ChunkKind, ChunkReader, Snapshot};
+pub use store::{ChunkStore, Sharing};
 pub use working_set::{PageRange, WorkingSet};
 pub use write::{Compression, SnapshotWriter, commit};
 
