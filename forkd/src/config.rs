@@ -4,10 +4,14 @@ use std::{
     env, io,
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 /// Longest socket path in bytes: `sun_path` of `unix(7)` less its final zero.
 pub const MAX_SOCKET_PATH: usize = 107;
+
+/// How long a template without forks stays in memory if nothing else is said, in seconds.
+const IDLE_UNLOAD_S: u64 = 15 * 60;
 
 /// Environment variable with the path of the daemon's socket.
 pub const SOCKET_ENV: &str = "FORKLING_SOCKET";
@@ -74,6 +78,9 @@ pub struct Args {
     /// Do not copy ahead the pages that forks of a template are known to write first
     #[arg(long)]
     pub no_copy_ahead: bool,
+    /// Unload templates that had no fork for so long; 0: never
+    #[arg(long, value_name = "SECONDS", default_value_t = IDLE_UNLOAD_S)]
+    pub idle_unload: u64,
 }
 
 /// Settings with every default filled in.
@@ -93,6 +100,8 @@ pub struct Config {
     pub eager: bool,
     /// Copy ahead what forks are known to write.
     pub copy_ahead: bool,
+    /// How long a template without forks stays in memory; `None` for ever.
+    pub idle_unload: Option<Duration>,
 }
 
 impl Config {
@@ -121,6 +130,7 @@ impl Config {
             state_dir: absolute(state_dir),
             eager: args.eager,
             copy_ahead: !args.no_copy_ahead,
+            idle_unload: (args.idle_unload > 0).then(|| Duration::from_secs(args.idle_unload)),
         })
     }
 }

@@ -20,6 +20,7 @@ use crate::{
     config::{Args, Config},
     engine::Engine,
     limits::SHUTDOWN_GRACE,
+    template,
 };
 
 /// Mode of the socket: its owner and its group may connect.
@@ -85,6 +86,9 @@ async fn serve(engine: &Arc<Engine>, listener: &Listener) -> anyhow::Result<()> 
     let socket = tokio::net::UnixListener::from_std(socket).context("cannot use the socket")?;
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let service = api::router(engine.clone()).into_make_service_with_connect_info::<Peer>();
+    if let Some(idle) = engine.config.idle_unload {
+        tokio::spawn(template::unload_idle(engine.clone(), idle));
+    }
     tracing::info!(socket = %listener.path.display(), max_forks = engine.max_forks, "ready");
     let outcome = tokio::select! {
         outcome = axum::serve(socket, service) => outcome.context("cannot serve the socket"),

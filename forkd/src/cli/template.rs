@@ -10,7 +10,7 @@ use super::{
     progress::Progress,
 };
 use crate::{
-    api::types::{BuildEvent, TemplateInfo, TemplateState, Templates},
+    api::types::{BuildEvent, Residency, TemplateInfo, TemplateState, Templates},
     spec,
 };
 
@@ -29,6 +29,12 @@ pub enum Command {
     },
     /// Remove templates
     Rm {
+        /// Their names
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// Unload templates without forks: their memory is free until the next fork
+    Unload {
         /// Their names
         #[arg(required = true)]
         names: Vec<String>,
@@ -72,6 +78,14 @@ pub async fn run(command: Command, client: &Client, output: Output) -> Result<Ex
             }
             if output.json {
                 output.print(&serde_json::json!({ "removed": names }));
+            }
+        }
+        Command::Unload { names } => {
+            for name in &names {
+                let info: TemplateInfo = client.post(&format!("{}/unload", path(name)), &()).await?;
+                if output.json {
+                    output.print(&info);
+                }
             }
         }
         Command::Reload { name } => {
@@ -158,7 +172,15 @@ fn show(info: &TemplateInfo) {
     println!("forks     {}", info.forks);
     println!("memory    {} MiB, {} vCPUs", info.spec.memory_mib, info.spec.vcpus);
     println!("resident  {}", info.resident_bytes.map_or_else(|| "not loaded".to_owned(), mib));
-    println!("disk      {}", mib(info.disk_bytes));
+    if let Some(residency) = &info.residency {
+        let Residency { loaded_chunks, data_chunks, demand_faults, zero_faults, prefetched_chunks, fetch_ms } =
+            residency;
+        println!("chunks    {loaded_chunks} of {data_chunks}, {prefetched_chunks} of them read ahead");
+        println!("faults    {demand_faults} for chunks, {zero_faults} for zeros");
+        println!("fetching  {fetch_ms:.1} ms");
+    }
+    let unique = info.disk_unique_bytes.map(|bytes| format!(", {} its own", mib(bytes))).unwrap_or_default();
+    println!("disk      {}{unique}", mib(info.disk_bytes));
     println!("age       {}", ago(info.created_unix_ms));
     if let Some(pid) = info.zygote_pid {
         println!("zygote    {pid}");

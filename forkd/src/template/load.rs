@@ -26,7 +26,7 @@ impl Template {
         match outcome {
             Ok(loaded) => {
                 self.set(Live::Ready(loaded.clone()));
-                tokio::spawn(self.clone().watch(loaded.clone()));
+                tokio::spawn(self.clone().watch(loaded.zygote.clone()));
                 Ok(loaded)
             }
             Err(error) => {
@@ -94,10 +94,10 @@ impl Template {
     }
 
     /// Reports the end of a zygote that nobody asked for.
-    async fn watch(self: Arc<Self>, loaded: Arc<Loaded>) {
-        let reason = loaded.zygote.ended().await;
+    async fn watch(self: Arc<Self>, zygote: Arc<Zygote>) {
+        let reason = zygote.ended().await;
         let mut live = self.live.lock().expect("no panic under this lock");
-        if matches!(&*live, Live::Ready(current) if Arc::ptr_eq(current, &loaded)) {
+        if matches!(&*live, Live::Ready(current) if Arc::ptr_eq(&current.zygote, &zygote)) {
             tracing::warn!(template = self.name(), reason, "zygote ended");
             let message = format!("the zygote of template {} {reason}; its forks live on", self.name());
             *live = Live::Broken(Error::new(Code::TemplateBroken, message));
@@ -111,21 +111,30 @@ impl Loaded {
         if self.completing.swap(true, Ordering::AcqRel) {
             return;
         }
-        let (loaded, engine, template) = (self.clone(), engine.clone(), template.clone());
+        // Not held meanwhile: this is no use that keeps a template in memory.
+        let (loaded, engine, template) = (Arc::downgrade(self), engine.clone(), template.clone());
         let runtime = tokio::runtime::Handle::current();
-        tokio::task::spawn_blocking(move || match engine.images.load_all(template.name()) {
-            Ok(()) => {
-                loaded.complete.store(true, Ordering::Release);
-                if engine.config.copy_ahead {
-                    runtime.spawn(working_set::learn(engine, template, loaded));
+        tokio::task::spawn_blocking(move || {
+            let outcome = engine.images.load_all(template.name());
+            let Some(loaded) = loaded.upgrade() else { return };
+            match outcome {
+                Ok(()) => {
+                    loaded.complete.store(true, Ordering::Release);
+                    if engine.config.copy_ahead {
+                        runtime.spawn(working_set::learn(engine, template, loaded));
+                    }
                 }
-            }
-            Err(error) => {
-                tracing::warn!(template = template.name(), error = chain(&error), "image stays incomplete");
-                if matches!(&error, ImagesError::Load(failure) if failure.kind == FailureKind::Snapshot) {
-                    template.spoil(&loaded, &chain(&error));
+                Err(error) => {
+                    tracing::warn!(
+                        template = template.name(),
+                        error = chain(&error),
+                        "image stays incomplete"
+                    );
+                    if matches!(&error, ImagesError::Load(failure) if failure.kind == FailureKind::Snapshot) {
+                        template.spoil(&loaded, &chain(&error));
+                    }
+                    loaded.completing.store(false, Ordering::Release);
                 }
-                loaded.completing.store(false, Ordering::Release);
             }
         });
     }

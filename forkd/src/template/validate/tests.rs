@@ -12,6 +12,7 @@ fn config() -> Config {
         agent: "/nonexistent/agent".into(),
         kernel: "/nonexistent/kernel".into(),
         eager: false,
+        idle_unload: None,
     }
 }
 
