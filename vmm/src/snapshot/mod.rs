@@ -8,6 +8,7 @@
 //! chunks/xx/<blake3>.zst     64 KiB of memory each, named by their content, compressed
 //! root.erofs                 root image, if the template has one
 //! working-set.json           advice on what to load first; optional, see [`working_set`]
+//! working-set.pages          the same pages once more, by themselves; optional, see [`packed`]
 //! ```
 //!
 //! Nothing in it is an absolute path and nothing is changed after the commit, so that snapshots can be copied and
@@ -19,6 +20,7 @@ mod digest;
 mod dir;
 mod index;
 mod manifest;
+pub mod packed;
 mod read;
 mod store;
 pub mod working_set;
@@ -33,6 +35,7 @@ pub use crate::memory::image::{CHUNK, ChunkBuffer};
 pub use digest::{Digest, FileSum};
 pub use index::Index;
 pub use manifest::{FORMAT, Forkpoint, HostTags, ImageSummary, Manifest};
+pub use packed::PackedPages;
 pub use read::{ChunkKind, ChunkReader, Snapshot};
 pub use store::{ChunkStore, Sharing};
 pub use working_set::{PageRange, WorkingSet};
@@ -54,6 +57,8 @@ pub mod file {
     pub const ROOT: &str = "root.erofs";
     /// Advice on what to load first.
     pub const WORKING_SET: &str = "working-set.json";
+    /// The pages it names.
+    pub const WORKING_PAGES: &str = "working-set.pages";
 }
 
 /// Why a snapshot cannot be written or read.

@@ -89,12 +89,19 @@ impl WorkingSet {
         all.into_iter().collect()
     }
 
-    /// Writes it into the snapshot directory at `path`, in place of an older one, durably and at once.
+    /// Writes it into the snapshot directory at `path`, and the pages it names beside it, in place of an older one.
+    /// Each file is replaced durably and in one step; between the two steps they may differ, which hurts nobody.
     ///
     /// # Errors
-    /// [`Error::Io`]; an older one is then still there.
+    /// [`Error`] when the snapshot is damaged or cannot be written to; an older one is then still there.
     pub fn write(&self, path: &Path) -> Result<(), Error> {
-        Dir::open(path)?.replace_durably(file::WORKING_SET, &self.encode())
+        let snapshot = Snapshot::open(path)?;
+        let dir = snapshot.directory();
+        // What is written is certain to be wanted, so it comes first.
+        let ranges = self.write.iter().chain(&self.read);
+        let pages = snapshot.pack_pages(ranges.flat_map(|range| range.first..range.first + range.pages))?;
+        dir.replace_durably(file::WORKING_PAGES, &pages)?;
+        dir.replace_durably(file::WORKING_SET, &self.encode())
     }
 
     fn encode(&self) -> Vec<u8> {

@@ -77,3 +77,26 @@ fn one_of_many_claims_wins() {
     let threads: Vec<_> = (0..4).map(|_| claim(&image)).collect();
     assert_eq!(threads.into_iter().map(|thread| thread.join().unwrap()).sum::<usize>(), 16);
 }
+
+#[test]
+fn single_pages_come_first_and_their_chunk_completes_them() {
+    let image = Image::new(LEN).unwrap();
+    let mut pages = [0; CHUNK];
+    pages[..4096].fill(7);
+    pages[4096..8192].fill(8);
+    assert_eq!(image.insert_pages(&[3, 17], &pages).unwrap(), 0);
+    assert_eq!(image.resident_bytes().unwrap(), 2 * PAGE);
+    assert!(image.has_page(3) && image.has_page(17) && !image.has_page(2) && !image.has_page(16));
+    assert_eq!(image.residency(0), Residency::Empty);
+    // Once more, nothing happens.
+    assert_eq!(image.insert_pages(&[17], &[9; CHUNK]).unwrap(), 0);
+    assert_eq!(image.claim(0), Residency::Empty);
+    assert_eq!(image.insert(0, &[5; CHUNK]).unwrap(), 0, "its own page is not foreign");
+    let mut expected = [5; CHUNK];
+    expected[3 * 4096..4 * 4096].fill(7);
+    assert_eq!(bytes_of(&image, 0), expected);
+    assert_eq!(bytes_of(&image, 1)[4096..8192], [8; 4096]);
+    assert!(image.has_page(2) && !image.has_page(16));
+    assert_eq!(image.insert_pages(&[5], &[9; CHUNK]).unwrap(), 0);
+    assert_eq!(bytes_of(&image, 0), expected, "what came with the chunk stays");
+}
