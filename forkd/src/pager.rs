@@ -175,7 +175,7 @@ type Done = Box<dyn FnOnce(Result<(), Failure>) + Send>;
 enum Command {
     AddFork(Served),
     RemoveFork(ForkId),
-    Prefetch(Arc<Backing>, Vec<u64>),
+    Prefetch(Arc<Backing>, Vec<backing::Piece>),
     Load(Arc<Backing>, Done),
     Abandon(Arc<Backing>),
     Stop,
@@ -241,11 +241,10 @@ impl Pager {
         }
     }
 
-    /// Reads chunks into memory before forks ask for them, ahead of all loads. What cannot be read is left to whoever
-    /// needs it. Chunks past the end are ignored.
-    pub fn prefetch(&self, backing: &Arc<Backing>, mut chunks: Vec<u64>) -> Result<(), Error> {
-        chunks.retain(|&chunk| chunk < backing.chunks());
-        self.send(Command::Prefetch(Arc::clone(backing), chunks))
+    /// Reads the recorded working set, if there is one, into memory before forks ask for it, ahead of all loads. What cannot
+    /// be read is left to whoever needs it.
+    pub fn prefetch(&self, backing: &Arc<Backing>) -> Result<(), Error> {
+        self.send(Command::Prefetch(Arc::clone(backing), backing.first_pieces()?))
     }
 
     /// Loads all of an image and calls `done` on the pager's thread: in the background, between faults, if forks may use it

@@ -173,9 +173,9 @@ fn show(info: &TemplateInfo) {
     println!("memory    {} MiB, {} vCPUs", info.spec.memory_mib, info.spec.vcpus);
     println!("resident  {}", info.resident_bytes.map_or_else(|| "not loaded".to_owned(), mib));
     if let Some(residency) = &info.residency {
-        let Residency { loaded_chunks, data_chunks, demand_faults, zero_faults, prefetched_chunks, fetch_ms } =
-            residency;
-        println!("chunks    {loaded_chunks} of {data_chunks}, {prefetched_chunks} of them read ahead");
+        let Residency { loaded_chunks, data_chunks, demand_faults, zero_faults, fetch_ms, .. } = residency;
+        let (chunks, pages) = (residency.prefetched_chunks, residency.prefetched_pages);
+        println!("chunks    {loaded_chunks} of {data_chunks}; read ahead: {chunks} chunks, {pages} pages");
         println!("faults    {demand_faults} for chunks, {zero_faults} for zeros");
         println!("fetching  {fetch_ms:.1} ms");
     }

@@ -13,6 +13,7 @@ use std::time::Instant;
 use crossbeam::channel;
 use forkling_vmm::snapshot::{CHUNK, ChunkBuffer, ChunkReader};
 
+use super::backing::Piece;
 use super::{Backing, Error};
 
 /// Most prompt threads, when some of them wait for a disk that does not answer.
@@ -27,7 +28,7 @@ const STACK: usize = 256 << 10;
 /// Buffers kept for reuse, 64 KiB each.
 const SPARE_BUFFERS: usize = 8;
 
-/// Why a chunk is read.
+/// Why a piece is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lane {
     /// A fork waits for it.
@@ -38,18 +39,18 @@ pub(super) enum Lane {
     Rest,
 }
 
-/// A chunk to read.
+/// A piece to read.
 pub(super) struct Job {
     pub backing: Arc<Backing>,
-    pub chunk: u64,
+    pub piece: Piece,
     pub lane: Lane,
     /// By a thread, or by who replaced it.
     taken: AtomicBool,
 }
 
 impl Job {
-    pub fn new(backing: Arc<Backing>, chunk: u64, lane: Lane) -> Arc<Self> {
-        Arc::new(Self { backing, chunk, lane, taken: AtomicBool::new(false) })
+    pub fn new(backing: Arc<Backing>, piece: Piece, lane: Lane) -> Arc<Self> {
+        Arc::new(Self { backing, piece, lane, taken: AtomicBool::new(false) })
     }
 
     /// Whether the caller is the first to take it.
@@ -62,7 +63,7 @@ impl Job {
     }
 }
 
-/// A chunk that was read, or not.
+/// A piece that was read, or not.
 pub(super) struct Fetched {
     pub job: Arc<Job>,
     pub outcome: Result<Box<ChunkBuffer>, Error>,
@@ -198,9 +199,9 @@ impl Shared {
     fn work(&self, mut reader: ChunkReader, next: Next) {
         while let Some((job, mut buffer)) = next(self) {
             let began = Instant::now();
-            let read = reader.read(job.backing.snapshot(), job.chunk, &mut buffer);
+            let read = job.backing.read(job.piece, &mut reader, &mut buffer);
             job.backing.note_fetch(began.elapsed());
-            let outcome = read.map(|_| buffer).map_err(Error::from);
+            let outcome = read.map(|()| buffer).map_err(Error::from);
             // Fails when the pager has ended, and then nobody waits.
             if self.results.send(Fetched { job, outcome }).is_err() || self.waker.wake().is_err() {
                 return;

@@ -145,13 +145,12 @@ impl Images {
 
     /// Has the recorded working set read while the zygote starts.
     fn prefetch(&self, template: &str, backing: &Arc<Backing>) -> Result<(), Error> {
-        match backing.snapshot().working_set() {
-            Ok(Some(set)) => Ok(self.pager.prefetch(backing, set.chunks())?),
-            Ok(None) => Ok(()),
-            Err(error) => {
+        match self.pager.prefetch(backing) {
+            Err(super::Error::Snapshot(error)) => {
                 tracing::warn!(template, "the recorded working set is of no use: {error}");
                 Ok(())
             }
+            result => Ok(result?),
         }
     }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use forkling_vmm::protocol::Failure;
 
-use super::backing::Place;
+use super::backing::Piece;
 use super::fetch::Lane;
 use super::{Backing, Done, Error};
 
@@ -23,10 +23,10 @@ const QUIET: Duration = Duration::from_millis(10);
 /// How long the rest waits for that quiet at most.
 const MOST_PATIENT: Duration = Duration::from_secs(1);
 
-/// Chunks that forks will want.
+/// What forks will want.
 struct Batch {
     backing: Arc<Backing>,
-    chunks: VecDeque<u64>,
+    pieces: VecDeque<Piece>,
 }
 
 /// An image that is being loaded completely.
@@ -49,8 +49,8 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    pub fn add_batch(&mut self, backing: Arc<Backing>, chunks: Vec<u64>) {
-        self.batches.push_back(Batch { backing, chunks: chunks.into() });
+    pub fn add_batch(&mut self, backing: Arc<Backing>, pieces: Vec<Piece>) {
+        self.batches.push_back(Batch { backing, pieces: pieces.into() });
     }
 
     pub fn add_load(&mut self, backing: Arc<Backing>, done: Done) {
@@ -61,9 +61,9 @@ impl Plan {
             self.loads.push_back(Load { backing, next: 0, begun: Instant::now(), done });
         } else {
             // Somebody waits for an image that cannot be used before it is complete.
-            let all = (0..backing.chunks()).filter(|&chunk| backing.place(chunk) == Place::Disk).collect();
+            let all = (0..backing.chunks()).filter(|&chunk| backing.is_on_disk(chunk));
+            self.add_batch(Arc::clone(&backing), all.map(Piece::Chunk).collect());
             let next = backing.chunks();
-            self.add_batch(Arc::clone(&backing), all);
             self.loads.push_back(Load { backing, next, begun: Instant::now(), done });
         }
     }
@@ -82,28 +82,38 @@ impl Plan {
         }
     }
 
-    /// The next chunk to read ahead; `None` when there is enough under way. Each is counted until
-    /// [`Plan::note_fetched`].
-    pub fn next(&mut self) -> Option<(Arc<Backing>, u64, Lane)> {
+    /// The next piece to read ahead; `None` when there is enough under way. `is_under_way` says so of a segment. Each is
+    /// counted until [`Plan::note_fetched`].
+    pub fn next(
+        &mut self,
+        is_under_way: impl Fn(&Arc<Backing>, Piece) -> bool,
+    ) -> Option<(Arc<Backing>, Piece, Lane)> {
         if self.batch_jobs < BATCH_DEPTH
-            && let Some((backing, chunk)) = self.next_of_batches()
+            && let Some((backing, piece)) = self.next_of_batches(is_under_way)
         {
             self.batch_jobs += 1;
-            return Some((backing, chunk, Lane::Batch));
+            return Some((backing, piece, Lane::Batch));
         }
         if self.rest_jobs < REST_DEPTH && self.rest_begins_in() == Some(Duration::ZERO) {
             let (backing, chunk) = self.next_of_loads()?;
             self.rest_jobs += 1;
-            return Some((backing, chunk, Lane::Rest));
+            return Some((backing, Piece::Chunk(chunk), Lane::Rest));
         }
         None
     }
 
-    fn next_of_batches(&mut self) -> Option<(Arc<Backing>, u64)> {
-        while let Some(batch) = self.batches.front_mut() {
-            while let Some(chunk) = batch.chunks.pop_front() {
-                if batch.backing.place(chunk) == Place::Disk {
-                    return Some((Arc::clone(&batch.backing), chunk));
+    fn next_of_batches(
+        &mut self,
+        is_under_way: impl Fn(&Arc<Backing>, Piece) -> bool,
+    ) -> Option<(Arc<Backing>, Piece)> {
+        while let Some(Batch { backing, pieces }) = self.batches.front_mut() {
+            while let Some(piece) = pieces.pop_front() {
+                let is_wanted = match piece {
+                    Piece::Chunk(chunk) => backing.is_on_disk(chunk),
+                    Piece::Segment(_) => backing.has_gaps(piece) && !is_under_way(backing, piece),
+                };
+                if is_wanted {
+                    return Some((Arc::clone(backing), piece));
                 }
             }
             self.batches.pop_front();
@@ -113,8 +123,7 @@ impl Plan {
 
     fn next_of_loads(&mut self) -> Option<(Arc<Backing>, u64)> {
         self.loads.iter_mut().find_map(|load| {
-            let chunk =
-                (load.next..load.backing.chunks()).find(|&chunk| load.backing.place(chunk) == Place::Disk);
+            let chunk = (load.next..load.backing.chunks()).find(|&chunk| load.backing.is_on_disk(chunk));
             load.next = chunk.map_or(load.backing.chunks(), |chunk| chunk + 1);
             chunk.map(|chunk| (Arc::clone(&load.backing), chunk))
         })

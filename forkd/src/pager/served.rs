@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use forkling_vmm::memory::layout::PAGE;
 use forkling_vmm::snapshot::CHUNK;
 use forkling_vmm::sys::uffd::{Fault, Uffd};
 use rustix::io::Errno;
@@ -35,11 +36,11 @@ impl Served {
         Self { id, backing, uffd, base, repeats: HashMap::new(), failed: false, queued: false }
     }
 
-    /// The chunk a fault is in.
-    pub fn chunk_of(&self, fault: &Fault) -> Result<u64, Error> {
+    /// The page a fault is in.
+    pub fn page_of(&self, fault: &Fault) -> Result<u64, Error> {
         let address = fault.address;
         let offset = address.checked_sub(self.base).filter(|&offset| offset < self.backing.image().len());
-        offset.map(|offset| offset / CHUNK as u64).ok_or(Error::Address { address })
+        offset.map(|offset| offset / PAGE).ok_or(Error::Address { address })
     }
 
     /// Notes a fault on memory that is there: its chunk came while the thread was on its way, or it never helps.
@@ -52,23 +53,22 @@ impl Served {
         if *repeats > MOST_REPEATS { Err(Error::Repeated { address: fault.address }) } else { Ok(()) }
     }
 
-    /// Lets all threads of the fork go on that wait for the chunk.
-    pub fn wake(&self, chunk: u64) -> Result<(), Error> {
-        self.uffd.wake(self.address_of(chunk), CHUNK as u64).map_err(Error::Faults)
+    /// Lets all threads of the fork go on that wait for a page in one of the runs, each a first page and a number.
+    pub fn wake(&self, runs: &[(u64, u64)]) -> Result<(), Error> {
+        let wake = |&(first, count): &(u64, u64)| self.uffd.wake(self.base + first * PAGE, count * PAGE);
+        runs.iter().try_for_each(wake).map_err(Error::Faults)
     }
 
-    /// Maps the page of zeros all over a chunk without data: neither the image nor the fork takes a page for it.
-    pub fn show_zeros(&mut self, chunk: u64, fault: &Fault) -> Result<(), Error> {
-        match self.uffd.zero(self.address_of(chunk), CHUNK as u64) {
+    /// Maps the page of zeros all over the chunk of a page, which is all zeros: neither the image nor the fork takes a page
+    /// for it.
+    pub fn show_zeros(&mut self, page: u64, fault: &Fault) -> Result<(), Error> {
+        let start = self.base + page * PAGE / CHUNK as u64 * CHUNK as u64;
+        match self.uffd.zero(start, CHUNK as u64) {
             Ok(0) => Ok(()),
             Ok(_) => self.note_late(fault),
             // It is dying, and nobody waits any more.
             Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => Ok(()),
             Err(error) => Err(Error::Faults(error)),
         }
-    }
-
-    fn address_of(&self, chunk: u64) -> u64 {
-        self.base + chunk * CHUNK as u64
     }
 }

@@ -12,7 +12,7 @@ use forkling_vmm::sys::uffd::{Fault, FaultBuffer};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
-use super::backing::Place;
+use super::backing::{Piece, Place};
 use super::fetch::{Fetched, Fetchers, Job, Lane};
 use super::plan::Plan;
 use super::served::Served;
@@ -33,10 +33,10 @@ const TICK: Duration = Duration::from_millis(250);
 /// How long a chunk may lie untouched while a fork waits, before the threads that read are taken for stuck.
 const UNTOUCHED: Duration = Duration::from_secs(1);
 
-/// Identifies a chunk of an image that is alive.
-type Key = (usize, u64);
+/// Identifies a piece of an image that is alive.
+type Key = (usize, Piece);
 
-/// A chunk on its way.
+/// A piece on its way.
 struct Pending {
     job: Arc<Job>,
     /// Forks that wait for it, each once.
@@ -164,7 +164,7 @@ impl Server {
             match command {
                 Command::AddFork(fork) => self.add(fork),
                 Command::RemoveFork(id) => self.remove(id),
-                Command::Prefetch(backing, chunks) => self.plan.add_batch(backing, chunks),
+                Command::Prefetch(backing, pieces) => self.plan.add_batch(backing, pieces),
                 Command::Load(backing, done) => self.plan.add_load(backing, done),
                 Command::Abandon(backing) => self.plan.abandon(&backing),
                 Command::Stop => return true,
@@ -223,25 +223,25 @@ impl Server {
     /// Resolves a fault, or sees to it that its chunk comes.
     fn answer(&mut self, id: ForkId, fault: &Fault) -> Result<(), Error> {
         let Some(fork) = self.forks.get_mut(&id) else { return Ok(()) };
-        let chunk = fork.chunk_of(fault)?;
+        let page = fork.page_of(fault)?;
         let backing = Arc::clone(&fork.backing);
-        let place = backing.place(chunk);
+        let place = backing.place(page);
         backing.note_fault(place);
         self.counters.faults.fetch_add(1, Ordering::Relaxed);
         match place {
             Place::Zero => {
                 self.counters.zero_faults.fetch_add(1, Ordering::Relaxed);
-                fork.show_zeros(chunk, fault)
+                fork.show_zeros(page, fault)
             }
             Place::Memory => {
                 self.counters.late_faults.fetch_add(1, Ordering::Relaxed);
                 fork.note_late(fault)?;
-                fork.wake(chunk)
+                fork.wake(&[(page, 1)])
             }
-            Place::Disk | Place::Loading => {
+            Place::Disk(piece) => {
                 self.plan.note_fault();
-                self.want(&backing, chunk, Lane::Fault)?;
-                let pending = self.pending.get_mut(&key(&backing, chunk)).expect("it is on its way");
+                self.want(&backing, piece, Lane::Fault)?;
+                let pending = self.pending.get_mut(&key(&backing, piece)).expect("it is on its way");
                 if pending.waiters.is_empty() {
                     pending.since = Instant::now();
                 }
@@ -253,11 +253,11 @@ impl Server {
         }
     }
 
-    /// Has a chunk read that is on disk; one that is on its way comes sooner if a fork waits for it now.
-    fn want(&mut self, backing: &Arc<Backing>, chunk: u64, lane: Lane) -> Result<(), Error> {
-        let job = Job::new(Arc::clone(backing), chunk, lane);
+    /// Has a piece read that is on disk; one that is on its way comes sooner if a fork waits for it now.
+    fn want(&mut self, backing: &Arc<Backing>, piece: Piece, lane: Lane) -> Result<(), Error> {
+        let job = Job::new(Arc::clone(backing), piece, lane);
         let now = Instant::now();
-        if let Some(pending) = self.pending.get_mut(&key(backing, chunk)) {
+        if let Some(pending) = self.pending.get_mut(&key(backing, piece)) {
             let before = pending.job.lane;
             if before == Lane::Fault || lane != Lane::Fault {
                 return Ok(());
@@ -273,61 +273,77 @@ impl Server {
             pending.job = Arc::clone(&job);
             return self.fetchers.push(job);
         }
-        backing.claim(chunk);
+        backing.claim(piece);
         if let Err(error) = self.fetchers.push(Arc::clone(&job)) {
-            backing.release(chunk);
+            backing.release(piece);
             return Err(error);
         }
-        self.pending.insert(key(backing, chunk), Pending { job, waiters: Vec::new(), since: now });
+        self.pending.insert(key(backing, piece), Pending { job, waiters: Vec::new(), since: now });
         Ok(())
     }
 
-    /// Puts a chunk into its image and wakes who waits for it, or tells them that it cannot be had.
+    /// Puts a piece into its image and wakes who waits for it, or tells them that it cannot be had.
     fn receive(&mut self, fetched: Fetched) {
         let Fetched { job, outcome } = fetched;
         self.plan.note_fetched(job.lane);
         let backing = &job.backing;
         // Read twice: by the thread of the rest, and sooner for a fork.
-        let Some(pending) = self.pending.remove(&key(backing, job.chunk)) else {
+        let Some(pending) = self.pending.remove(&key(backing, job.piece)) else {
             return outcome.map_or((), |buffer| self.fetchers.recycle(buffer));
         };
         let inserted = match outcome {
             Ok(buffer) => {
-                let inserted = backing.insert(job.chunk, &buffer, job.lane);
+                let inserted = backing.insert(job.piece, &buffer, job.lane);
                 self.fetchers.recycle(buffer);
                 inserted
             }
-            Err(error) => {
-                backing.release(job.chunk);
-                Err(error)
-            }
+            Err(error) => Err(error),
         };
-        match inserted {
-            Ok(foreign) => {
-                self.counters.chunks_read.fetch_add(1, Ordering::Relaxed);
+        match (inserted, job.piece) {
+            (Ok(foreign), piece) => {
+                let chunks = u64::from(matches!(piece, Piece::Chunk(_)));
+                self.counters.chunks_read.fetch_add(chunks, Ordering::Relaxed);
                 self.counters.foreign_pages.fetch_add(foreign as u64, Ordering::Relaxed);
-                for id in pending.waiters {
-                    let woken =
-                        self.forks.get(&id).filter(|fork| !fork.failed).map(|fork| fork.wake(job.chunk));
-                    if let Some(Err(error)) = woken {
-                        self.give_up(id, &error);
-                    }
-                }
+                self.wake(pending.waiters, backing, piece);
                 self.plan.finish(backing);
             }
-            Err(error) => {
+            (Err(error), Piece::Chunk(_)) => {
+                backing.release(job.piece);
                 for id in pending.waiters {
                     self.give_up(id, &error);
                 }
                 self.plan.fail(backing, &error);
+            }
+            // Copies only: who comes again is given the chunk.
+            (Err(error), Piece::Segment(_)) => {
+                tracing::warn!("pages of a recorded working set are of no use: {}", error.failure().message);
+                backing.release(job.piece);
+                self.wake(pending.waiters, backing, job.piece);
+            }
+        }
+    }
+
+    /// Lets forks go on that wait for a piece.
+    fn wake(&mut self, waiters: Vec<ForkId>, backing: &Backing, piece: Piece) {
+        if waiters.is_empty() {
+            return;
+        }
+        let runs = backing.runs_of(piece);
+        for id in waiters {
+            let woken = self.forks.get(&id).filter(|fork| !fork.failed).map(|fork| fork.wake(&runs));
+            if let Some(Err(error)) = woken {
+                self.give_up(id, &error);
             }
         }
     }
 
     /// Keeps the threads busy with what nobody waits for.
     fn read_ahead(&mut self) {
-        while let Some((backing, chunk, lane)) = self.plan.next() {
-            if let Err(error) = self.want(&backing, chunk, lane) {
+        loop {
+            let pending = &self.pending;
+            let next = self.plan.next(|backing, piece| pending.contains_key(&key(backing, piece)));
+            let Some((backing, piece, lane)) = next else { return };
+            if let Err(error) = self.want(&backing, piece, lane) {
                 self.plan.note_fetched(lane);
                 self.plan.fail(&backing, &error);
             }
@@ -370,7 +386,7 @@ impl Server {
     }
 }
 
-fn key(backing: &Arc<Backing>, chunk: u64) -> Key {
+fn key(backing: &Arc<Backing>, piece: Piece) -> Key {
     // The jobs hold the image, so its address is its own as long as the key is used.
-    (Arc::as_ptr(backing) as usize, chunk)
+    (Arc::as_ptr(backing) as usize, piece)
 }

@@ -17,6 +17,8 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::{Backing, Error, Event, ForkId, Images, ImagesError, News, Pager};
 
+mod adverse;
+
 const MEMORY: u64 = 64 << 20;
 const CHUNKS: u64 = MEMORY / CHUNK as u64;
 const DATA_CHUNKS: u64 = 120;

@@ -18,6 +18,9 @@ pub struct Residency {
     pub zero_faults: u64,
     /// Chunks read before forks asked for them, because of the recorded working set.
     pub prefetched_chunks: u64,
+    /// Single pages read for the same reason.
+    #[serde(default)]
+    pub prefetched_pages: u64,
     /// Time spent reading, unpacking and verifying chunks, over all threads, in milliseconds.
     pub fetch_ms: f64,
 }
@@ -30,6 +33,7 @@ impl From<pager::Residency> for Residency {
             demand_faults: residency.demand_faults,
             zero_faults: residency.zero_faults,
             prefetched_chunks: residency.prefetched_chunks,
+            prefetched_pages: residency.prefetched_pages,
             fetch_ms: residency.fetch_time.as_secs_f64() * 1e3,
         }
     }
