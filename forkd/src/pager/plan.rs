@@ -135,7 +135,8 @@ impl Plan {
             return None;
         }
         let load = self.loads.iter().find(|load| load.next < load.backing.chunks())?;
-        let quiet = self.last_fault.map_or(load.begun, |fault| fault + QUIET);
+        // A load begins with a fork, which is about to have its first faults.
+        let quiet = self.last_fault.map_or(load.begun, |fault| fault.max(load.begun)) + QUIET;
         let from = quiet.min(load.begun + MOST_PATIENT);
         Some(from.saturating_duration_since(Instant::now()))
     }

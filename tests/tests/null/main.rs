@@ -10,3 +10,5 @@ mod leaks;
 mod limits;
 mod pager;
 mod pool;
+mod residency;
+mod slow_disk;
