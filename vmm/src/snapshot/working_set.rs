@@ -8,7 +8,7 @@
 //! `write` only. It is advice: wrong, it costs time and memory, never correctness. So it is not part of what the
 //! manifest vouches for, may be replaced at any time, and is read like everything else from disk: checked, or refused.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::path::Path;
 
@@ -95,11 +95,22 @@ impl WorkingSet {
     /// # Errors
     /// [`Error`] when the snapshot is damaged or cannot be written to; an older one is then still there.
     pub fn write(&self, path: &Path) -> Result<(), Error> {
+        self.write_after(&Self::default(), path)
+    }
+
+    /// As [`WorkingSet::write`], with the pages of `first`, a part of this set that is wanted before the rest, before the rest:
+    /// those until the acknowledgement before those until the end of a command.
+    ///
+    /// # Errors
+    /// As [`WorkingSet::write`].
+    pub fn write_after(&self, first: &Self, path: &Path) -> Result<(), Error> {
         let snapshot = Snapshot::open(path)?;
         let dir = snapshot.directory();
-        // What is written is certain to be wanted, so it comes first.
-        let ranges = self.write.iter().chain(&self.read);
-        let pages = snapshot.pack_pages(ranges.flat_map(|range| range.first..range.first + range.pages))?;
+        let mut known = HashSet::new();
+        // What is written is certain to be wanted, so it comes before what is read.
+        let stages = [&first.write, &first.read, &self.write, &self.read].into_iter().flatten();
+        let all = stages.flat_map(|range| range.first..range.first + range.pages);
+        let pages = snapshot.pack_pages(all.filter(|&page| known.insert(page)))?;
         dir.replace_durably(file::WORKING_PAGES, &pages)?;
         dir.replace_durably(file::WORKING_SET, &self.encode())
     }

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use rustix::fs::OFlags;
 use rustix::ioctl::{Opcode, Updater, ioctl, opcode};
 use rustix::mm::UserfaultfdFlags;
-use userfaultfd::{Event, EventBuffer, FaultKind, FeatureFlags, ReadWrite, UffdBuilder};
+use userfaultfd::{Event, EventBuffer, FaultKind, FeatureFlags, ReadWrite, RegisterMode, UffdBuilder};
 
 use super::{mapping::Mapping, memfd::SealedMemory};
 
@@ -100,6 +100,24 @@ impl Uffd {
         let uffd = Self::new(Scope::UserAndKernel).map_err(Error::Create)?;
         uffd.register_missing(mapping.address(), mapping.len() as u64)
             .map_err(|source| Error::Register { len: mapping.len(), source })?;
+        Ok(uffd)
+    }
+
+    /// As long as it is open, a fault on this mapping of an image brings in the page that was touched and not its neighbours,
+    /// so that its page tables tell what was used. No fault is ever delivered: the mapping is registered for write protection,
+    /// which switches off the kernel's fault-around (uffd_disable_fault_around() of linux/userfaultfd_k.h, Linux 5.19
+    /// for shared memory), and nothing in it is protected.
+    pub fn without_fault_around(mapping: &Mapping) -> Result<Self, Error> {
+        let built = UffdBuilder::new()
+            .close_on_exec(true)
+            .non_blocking(true)
+            .user_mode_only(true)
+            .require_features(FeatureFlags::from_bits_retain(WP_SHMEM))
+            .create();
+        let uffd = Self(built.map_err(io_error).map_err(Error::Create)?);
+        let (address, len) = (mapping.address() as *mut _, mapping.len());
+        let registered = uffd.0.register_with_mode(address, len, RegisterMode::from_bits_retain(WRITE_PROTECT));
+        registered.map_err(|error| Error::Register { len, source: io_error(error) })?;
         Ok(uffd)
     }
 
@@ -275,6 +293,12 @@ const PAGE: usize = 4096;
 
 /// UFFD_USER_MODE_ONLY of linux/userfaultfd.h.
 const USER_MODE_ONLY: u32 = 1;
+
+/// UFFD_FEATURE_WP_HUGETLBFS_SHMEM of linux/userfaultfd.h.
+const WP_SHMEM: u64 = 1 << 12;
+
+/// UFFDIO_REGISTER_MODE_WP of linux/userfaultfd.h.
+const WRITE_PROTECT: u64 = 1 << 1;
 
 /// UFFD_API of linux/userfaultfd.h.
 const API: u64 = 0xAA;

@@ -18,8 +18,7 @@ use crate::{
     channel::Channel,
     clock,
     machine::{
-        self, About, EventLoop, EventLoopSeed, Forkpoint, Halt, Interrupter, Machine, Paused, RunningLoop,
-        Steps,
+        self, About, EventLoop, EventLoopSeed, Forkpoint, Halt, Interrupter, Machine, Paused, RunningLoop, Steps,
     },
     memory::layout::PAGE,
     protocol::{FromFork, MAX_PAGE_RUNS, PageRun, Stamps, StopReason, ToFork},

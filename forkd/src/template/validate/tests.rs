@@ -12,6 +12,8 @@ fn config() -> Config {
         agent: "/nonexistent/agent".into(),
         kernel: "/nonexistent/kernel".into(),
         eager: false,
+        huge_pages: true,
+        copy_ahead: true,
         idle_unload: None,
     }
 }

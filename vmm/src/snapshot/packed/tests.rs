@@ -45,6 +45,15 @@ fn pages_lie_in_the_order_in_which_they_are_wanted() {
 }
 
 #[test]
+fn what_is_wanted_first_comes_first_and_nothing_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let snapshot = write(dir.path(), &WorkingSet::default());
+    let first = WorkingSet::new([30, 31], [7]);
+    WorkingSet::new([5, 30, 31, 32], [7, 8]).write_after(&first, dir.path()).unwrap();
+    assert_eq!(check(&snapshot.working_pages().unwrap().unwrap()), [7, 30, 31, 8, 5, 32]);
+}
+
+#[test]
 fn an_empty_or_huge_set_has_its_bounds() {
     let dir = tempfile::tempdir().unwrap();
     let snapshot = write(dir.path(), &WorkingSet::default());
