@@ -9,6 +9,7 @@ mod builder;
 mod disk;
 mod idle;
 mod load;
+mod recorded;
 mod root;
 mod scratch;
 mod tool;

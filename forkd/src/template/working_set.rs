@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use forkling_vmm::protocol::{MAX_PAGE_RUNS, PageRun, WriteSet};
 
-use super::{Loaded, Template};
+use super::{Loaded, Template, recorded};
 use crate::{
     api::{
         error::chain,
@@ -32,12 +32,15 @@ pub async fn learn(engine: Arc<Engine>, template: Arc<Template>, loaded: Arc<Loa
 }
 
 async fn record(engine: &Engine, template: &Template, loaded: &Loaded) -> Result<WriteSet, ParkError> {
-    let acknowledge = touched(engine, &loaded.zygote, Rehearsal::Acknowledge).await?.write;
+    let first = touched(engine, &loaded.zygote, Rehearsal::Acknowledge).await?;
+    let acknowledge = first.write.clone();
     if template.record.spec.payload == Payload::Null {
+        recorded::keep(template, first.clone(), first).await;
         return Ok(WriteSet { acknowledge, command: Vec::new() });
     }
-    let command = touched(engine, &loaded.zygote, Rehearsal::Command).await?.write;
-    let command = without(&command, &acknowledge);
+    let all = touched(engine, &loaded.zygote, Rehearsal::Command).await?;
+    let command = without(&all.write, &acknowledge);
+    recorded::keep(template, first, all).await;
     Ok(WriteSet { acknowledge, command })
 }
 

@@ -64,7 +64,7 @@ fn fifty_templates_cost_a_restart_nothing() {
     for name in ["t0", "t31", "t49"] {
         assert_eq!(daemon.forks(name, 2).len(), 2);
     }
-    assert_eq!(daemon.processes().len(), 9);
+    daemon.settle(9);
     let states = daemon.templates().into_iter().filter(|template| template.state == TemplateState::Ready);
     assert_eq!(states.count(), 3);
 }
