@@ -175,7 +175,7 @@ type Done = Box<dyn FnOnce(Result<(), Failure>) + Send>;
 enum Command {
     AddFork(Served),
     RemoveFork(ForkId),
-    Prefetch(Arc<Backing>, Vec<backing::Piece>),
+    Prefetch(Arc<Backing>, Vec<backing::Piece>, Vec<backing::Piece>),
     Load(Arc<Backing>, Done),
     Abandon(Arc<Backing>),
     Stop,
@@ -244,7 +244,8 @@ impl Pager {
     /// Reads the recorded working set, if there is one, into memory before forks ask for it, ahead of all loads. What cannot
     /// be read is left to whoever needs it.
     pub fn prefetch(&self, backing: &Arc<Backing>) -> Result<(), Error> {
-        self.send(Command::Prefetch(Arc::clone(backing), backing.first_pieces()?))
+        let (urgent, others) = backing.first_pieces()?;
+        self.send(Command::Prefetch(Arc::clone(backing), urgent, others))
     }
 
     /// Loads all of an image and calls `done` on the pager's thread: in the background, between faults, if forks may use it

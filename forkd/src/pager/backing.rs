@@ -1,6 +1,7 @@
 //! An image and the snapshot it is filled from.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -186,13 +187,15 @@ impl Backing {
         self.packed.as_ref().filter(|packed| !packed.spoilt.load(Ordering::Relaxed))
     }
 
-    /// What to read before the first fork: the working set, by pages where it can be had so.
-    pub(super) fn first_pieces(&self) -> Result<Vec<Piece>, snapshot::Error> {
-        if let Some(packed) = &self.packed {
-            return Ok((0..packed.pages.segments()).map(|segment| Piece::Segment(segment as u32)).collect());
+    /// What to read before the first fork, and what soon after: the working set, by pages where it can be had so.
+    pub(super) fn first_pieces(&self) -> Result<(Vec<Piece>, Vec<Piece>), snapshot::Error> {
+        if let Some(Packed { pages, .. }) = &self.packed {
+            let of =
+                |segments: Range<usize>| segments.map(|segment| Piece::Segment(segment as u32)).collect();
+            return Ok((of(0..pages.urgent_segments()), of(pages.urgent_segments()..pages.segments())));
         }
         let set = self.snapshot.working_set()?.unwrap_or_default();
-        Ok(set.chunks().into_iter().map(Piece::Chunk).collect())
+        Ok((set.chunks().into_iter().map(Piece::Chunk).collect(), Vec::new()))
     }
 
     /// Takes charge of a piece that is not on its way. The pager's thread is the only one that does.

@@ -27,6 +27,27 @@ const MOST_PATIENT: Duration = Duration::from_secs(1);
 struct Batch {
     backing: Arc<Backing>,
     pieces: VecDeque<Piece>,
+    begun: Instant,
+}
+
+impl Batch {
+    fn new(backing: Arc<Backing>, pieces: Vec<Piece>) -> Self {
+        Self { backing, pieces: pieces.into(), begun: Instant::now() }
+    }
+
+    /// The next piece that is not there and not on its way.
+    fn next(
+        &mut self,
+        is_under_way: &impl Fn(&Arc<Backing>, Piece) -> bool,
+    ) -> Option<(Arc<Backing>, Piece)> {
+        let Self { backing, pieces, .. } = self;
+        let is_wanted = |piece: &Piece| match *piece {
+            Piece::Chunk(chunk) => backing.is_on_disk(chunk),
+            Piece::Segment(_) => backing.has_gaps(*piece) && !is_under_way(backing, *piece),
+        };
+        let piece = std::iter::from_fn(|| pieces.pop_front()).find(is_wanted)?;
+        Some((Arc::clone(backing), piece))
+    }
 }
 
 /// An image that is being loaded completely.
@@ -42,6 +63,8 @@ struct Load {
 #[derive(Default)]
 pub(super) struct Plan {
     batches: VecDeque<Batch>,
+    /// As batches, when there is time.
+    later: VecDeque<Batch>,
     loads: VecDeque<Load>,
     batch_jobs: usize,
     rest_jobs: usize,
@@ -50,7 +73,14 @@ pub(super) struct Plan {
 
 impl Plan {
     pub fn add_batch(&mut self, backing: Arc<Backing>, pieces: Vec<Piece>) {
-        self.batches.push_back(Batch { backing, pieces: pieces.into() });
+        self.batches.push_back(Batch::new(backing, pieces));
+    }
+
+    /// As [`Plan::add_batch`], at the lowest priority and when no fork waits: ahead of the rest of images.
+    pub fn add_later(&mut self, backing: Arc<Backing>, pieces: Vec<Piece>) {
+        if !pieces.is_empty() {
+            self.later.push_back(Batch::new(backing, pieces));
+        }
     }
 
     pub fn add_load(&mut self, backing: Arc<Backing>, done: Done) {
@@ -89,34 +119,17 @@ impl Plan {
         is_under_way: impl Fn(&Arc<Backing>, Piece) -> bool,
     ) -> Option<(Arc<Backing>, Piece, Lane)> {
         if self.batch_jobs < BATCH_DEPTH
-            && let Some((backing, piece)) = self.next_of_batches(is_under_way)
+            && let Some((backing, piece)) = next_of(&mut self.batches, &is_under_way)
         {
             self.batch_jobs += 1;
             return Some((backing, piece, Lane::Batch));
         }
         if self.rest_jobs < REST_DEPTH && self.rest_begins_in() == Some(Duration::ZERO) {
-            let (backing, chunk) = self.next_of_loads()?;
+            let later = next_of(&mut self.later, &is_under_way);
+            let chunk = || self.next_of_loads().map(|(backing, chunk)| (backing, Piece::Chunk(chunk)));
+            let (backing, piece) = later.or_else(chunk)?;
             self.rest_jobs += 1;
-            return Some((backing, Piece::Chunk(chunk), Lane::Rest));
-        }
-        None
-    }
-
-    fn next_of_batches(
-        &mut self,
-        is_under_way: impl Fn(&Arc<Backing>, Piece) -> bool,
-    ) -> Option<(Arc<Backing>, Piece)> {
-        while let Some(Batch { backing, pieces }) = self.batches.front_mut() {
-            while let Some(piece) = pieces.pop_front() {
-                let is_wanted = match piece {
-                    Piece::Chunk(chunk) => backing.is_on_disk(chunk),
-                    Piece::Segment(_) => backing.has_gaps(piece) && !is_under_way(backing, piece),
-                };
-                if is_wanted {
-                    return Some((Arc::clone(backing), piece));
-                }
-            }
-            self.batches.pop_front();
+            return Some((backing, piece, Lane::Rest));
         }
         None
     }
@@ -134,10 +147,11 @@ impl Plan {
         if self.rest_jobs >= REST_DEPTH || !self.batches.is_empty() {
             return None;
         }
-        let load = self.loads.iter().find(|load| load.next < load.backing.chunks())?;
-        // A load begins with a fork, which is about to have its first faults.
-        let quiet = self.last_fault.map_or(load.begun, |fault| fault.max(load.begun)) + QUIET;
-        let from = quiet.min(load.begun + MOST_PATIENT);
+        let load = self.loads.iter().find(|load| load.next < load.backing.chunks()).map(|load| load.begun);
+        let begun = self.later.front().map(|batch| batch.begun).or(load)?;
+        // Both begin with a fork, which is about to have its first faults.
+        let quiet = self.last_fault.map_or(begun, |fault| fault.max(begun)) + QUIET;
+        let from = quiet.min(begun + MOST_PATIENT);
         Some(from.saturating_duration_since(Instant::now()))
     }
 
@@ -150,7 +164,9 @@ impl Plan {
 
     /// Ends the loads of an image of which a chunk cannot be had.
     pub fn fail(&mut self, backing: &Arc<Backing>, error: &Error) {
-        self.batches.retain(|batch| !Arc::ptr_eq(&batch.backing, backing));
+        for batches in [&mut self.batches, &mut self.later] {
+            batches.retain(|batch| !Arc::ptr_eq(&batch.backing, backing));
+        }
         self.end(backing, || Err(error.failure()));
     }
 
@@ -162,6 +178,7 @@ impl Plan {
     /// As [`Plan::abandon`], for all.
     pub fn abandon_all(&mut self) {
         self.batches.clear();
+        self.later.clear();
         for load in self.loads.drain(..) {
             (load.done)(Err(Error::Abandoned.failure()));
         }
@@ -175,4 +192,18 @@ impl Plan {
             (load.done)(outcome());
         }
     }
+}
+
+/// The next piece of the first batch that has one; those that have none are done.
+fn next_of(
+    batches: &mut VecDeque<Batch>,
+    is_under_way: &impl Fn(&Arc<Backing>, Piece) -> bool,
+) -> Option<(Arc<Backing>, Piece)> {
+    while let Some(batch) = batches.front_mut() {
+        if let Some(next) = batch.next(is_under_way) {
+            return Some(next);
+        }
+        batches.pop_front();
+    }
+    None
 }

@@ -4,7 +4,7 @@
 //! as long as to read those pages. Here they lie one after the other, uncompressed, in segments that are verified one by one:
 //!
 //! ```text
-//! "fkl-ws1\n" | digest of image.idx | u32 pages | pages x u32 number | segments x digest | digest of all before
+//! "fkl-ws1\n" | digest of image.idx | u32 pages | u32 of them urgent | pages x u32 number | segments x digest | digest of all before
 //! at the next multiple of 4096: the pages, 16 to a segment
 //! ```
 //!
@@ -28,13 +28,14 @@ pub const SEGMENT_PAGES: usize = CHUNK / PAGE as usize;
 
 const DIGEST: usize = 32;
 
-/// Magic, digest of the index, number of pages.
-const FIXED: usize = 8 + DIGEST + 4;
+/// Magic, digest of the index, number of pages, number of urgent ones.
+const FIXED: usize = 8 + DIGEST + 4 + 4;
 
 /// The pages of a working set, on disk.
 pub struct PackedPages {
     file: File,
     numbers: Vec<u32>,
+    urgent: usize,
     digests: Vec<Digest>,
 }
 
@@ -42,6 +43,11 @@ impl PackedPages {
     /// Number of segments.
     pub fn segments(&self) -> usize {
         self.digests.len()
+    }
+
+    /// How many segments, the first ones, hold what is wanted before all else.
+    pub fn urgent_segments(&self) -> usize {
+        segments(self.urgent)
     }
 
     /// Numbers of the pages in a segment, 1 to 16, in their order. Panics past the end.
@@ -71,9 +77,11 @@ impl PackedPages {
         if fixed[8..8 + DIGEST] != snapshot.manifest().image.index.blake3.0 {
             return Err(bad("it belongs to another snapshot"));
         }
-        let count = u32::from_le_bytes(fixed[8 + DIGEST..].try_into().expect("four bytes")) as usize;
-        if count > MAX_PAGES {
-            return Err(bad("it has too many pages"));
+        let number =
+            |at: usize| u32::from_le_bytes(fixed[at..at + 4].try_into().expect("four bytes")) as usize;
+        let (count, urgent) = (number(8 + DIGEST), number(8 + DIGEST + 4));
+        if count > MAX_PAGES || urgent > count {
+            return Err(bad("its counts are impossible"));
         }
         let length = head_length(count);
         if head.len() < length || Digest::of(&head[..length - DIGEST]).0 != head[length - DIGEST..length] {
@@ -91,7 +99,7 @@ impl PackedPages {
         }
         let digests =
             rest.as_chunks::<DIGEST>().0[..segments(count)].iter().map(|&bytes| Digest(bytes)).collect();
-        Ok(Self { file, numbers, digests })
+        Ok(Self { file, numbers, urgent, digests })
     }
 }
 
@@ -110,15 +118,22 @@ impl Snapshot {
         PackedPages::decode(self, file, &head[..length]).map(Some)
     }
 
-    /// Encodes the pages in this order, as many as may be, without those in chunks of zeros.
-    pub(super) fn pack_pages(&self, numbers: impl Iterator<Item = u64>) -> Result<Vec<u8>, Error> {
+    /// Encodes the urgent pages and then the others, in this order, as many as may be, without those in chunks of zeros.
+    pub(super) fn pack_pages(
+        &self,
+        urgent: impl Iterator<Item = u64>,
+        others: impl Iterator<Item = u64>,
+    ) -> Result<Vec<u8>, Error> {
         let with_data = |&number: &u64| self.index().get(number / SEGMENT_PAGES as u64).is_some();
-        let numbers: Vec<u64> = numbers.filter(with_data).take(MAX_PAGES).collect();
+        let mut numbers: Vec<u64> = urgent.filter(with_data).take(MAX_PAGES).collect();
+        let urgent = numbers.len() as u32;
+        numbers.extend(others.filter(with_data).take(MAX_PAGES - numbers.len()));
         let mut pages = vec![0; segments(numbers.len()) * CHUNK];
         self.copy_pages(&numbers, &mut pages)?;
         let mut out = MAGIC.to_vec();
         out.extend_from_slice(&self.manifest().image.index.blake3.0);
         out.extend_from_slice(&(numbers.len() as u32).to_le_bytes());
+        out.extend_from_slice(&urgent.to_le_bytes());
         numbers.iter().for_each(|&number| out.extend_from_slice(&(number as u32).to_le_bytes()));
         pages.chunks(CHUNK).for_each(|segment| out.extend_from_slice(&Digest::of(segment).0));
         let digest = Digest::of(&out);

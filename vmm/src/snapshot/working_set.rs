@@ -106,13 +106,21 @@ impl WorkingSet {
     pub fn write_after(&self, first: &Self, path: &Path) -> Result<(), Error> {
         let snapshot = Snapshot::open(path)?;
         let dir = snapshot.directory();
-        let mut known = HashSet::new();
-        // What is written is certain to be wanted, so it comes before what is read.
-        let stages = [&first.write, &first.read, &self.write, &self.read].into_iter().flatten();
-        let all = stages.flat_map(|range| range.first..range.first + range.pages);
-        let pages = snapshot.pack_pages(all.filter(|&page| known.insert(page)))?;
+        let known: HashSet<u64> = first.in_order().collect();
+        let others = self.in_order().filter(|page| !known.contains(page));
+        let pages = if known.is_empty() {
+            snapshot.pack_pages(others, std::iter::empty())?
+        } else {
+            snapshot.pack_pages(first.in_order(), others)?
+        };
         dir.replace_durably(file::WORKING_PAGES, &pages)?;
         dir.replace_durably(file::WORKING_SET, &self.encode())
+    }
+
+    /// All pages; what is written is certain to be wanted, so it comes before what is read.
+    fn in_order(&self) -> impl Iterator<Item = u64> {
+        let ranges = self.write.iter().chain(&self.read);
+        ranges.flat_map(|range| range.first..range.first + range.pages)
     }
 
     fn encode(&self) -> Vec<u8> {

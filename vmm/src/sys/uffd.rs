@@ -116,7 +116,8 @@ impl Uffd {
             .create();
         let uffd = Self(built.map_err(io_error).map_err(Error::Create)?);
         let (address, len) = (mapping.address() as *mut _, mapping.len());
-        let registered = uffd.0.register_with_mode(address, len, RegisterMode::from_bits_retain(WRITE_PROTECT));
+        let registered =
+            uffd.0.register_with_mode(address, len, RegisterMode::from_bits_retain(WRITE_PROTECT));
         registered.map_err(|error| Error::Register { len, source: io_error(error) })?;
         Ok(uffd)
     }
