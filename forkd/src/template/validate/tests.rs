@@ -12,7 +12,6 @@ fn config() -> Config {
         agent: "/nonexistent/agent".into(),
         kernel: "/nonexistent/kernel".into(),
         eager: false,
-        huge_pages: true,
         copy_ahead: true,
         idle_unload: None,
     }
