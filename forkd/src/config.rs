@@ -4,12 +4,16 @@ use std::{
     env, io,
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use crate::admission;
 
 /// Longest socket path in bytes: `sun_path` of `unix(7)` less its final zero.
 pub const MAX_SOCKET_PATH: usize = 107;
+
+/// How long a template without forks stays in memory if nothing else is said, in seconds.
+const IDLE_UNLOAD_S: u64 = 15 * 60;
 
 /// Environment variable with the path of the daemon's socket.
 pub const SOCKET_ENV: &str = "FORKLING_SOCKET";
@@ -88,6 +92,9 @@ pub struct Args {
     /// Forks that may wait for their construction; more are refused
     #[arg(long, value_name = "COUNT", default_value_t = crate::limits::MAX_QUEUE)]
     pub queue: u64,
+    /// Unload templates that had no fork for so long; 0: never
+    #[arg(long, value_name = "SECONDS", default_value_t = IDLE_UNLOAD_S)]
+    pub idle_unload: u64,
 }
 
 fn factor(text: &str) -> Result<f64, String> {
@@ -114,6 +121,8 @@ pub struct Config {
     pub copy_ahead: bool,
     /// What forks are granted.
     pub admission: admission::Settings,
+    /// How long a template without forks stays in memory; `None` for ever.
+    pub idle_unload: Option<Duration>,
 }
 
 impl Config {
@@ -148,6 +157,7 @@ impl Config {
                 factor: args.memory_factor,
                 queue: args.queue.min(1 << 32),
             },
+            idle_unload: (args.idle_unload > 0).then(|| Duration::from_secs(args.idle_unload)),
         })
     }
 }

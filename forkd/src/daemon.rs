@@ -21,6 +21,7 @@ use crate::{
     config::{Args, Config},
     engine::Engine,
     limits::{self, SHUTDOWN_GRACE},
+    template,
 };
 
 /// Mode of the socket: its owner and its group may connect.
@@ -91,6 +92,9 @@ async fn serve(engine: &Arc<Engine>, listener: &Listener) -> anyhow::Result<()> 
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let service = api::router(engine.clone()).into_make_service_with_connect_info::<Peer>();
     tokio::spawn(admission::keep(engine.clone()));
+    if let Some(idle) = engine.config.idle_unload {
+        tokio::spawn(template::unload_idle(engine.clone(), idle));
+    }
     tracing::info!(socket = %listener.path.display(), max_forks = engine.max_forks, "ready");
     let outcome = tokio::select! {
         outcome = axum::serve(socket, service) => outcome.context("cannot serve the socket"),

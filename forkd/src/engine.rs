@@ -3,7 +3,7 @@
 use std::{path::PathBuf, sync::Arc};
 
 use anyhow::Context as _;
-use forkling_vmm::protocol::FailureKind;
+use forkling_vmm::{protocol::FailureKind, snapshot::ChunkStore};
 use tokio::sync::Semaphore;
 
 use crate::{
@@ -32,6 +32,8 @@ pub struct Engine {
     pub images: Images,
     /// Grants forks.
     pub admission: Arc<Admission>,
+    /// Chunks of all templates on disk.
+    pub chunks: ChunkStore,
     /// Forks under construction.
     pub spawns: Arc<Semaphore>,
     /// Parked forks under construction.
@@ -54,11 +56,13 @@ impl Engine {
         let known = registry.clone();
         let images = Images::start(!config.eager, move |news| unserved(&known, news))
             .context("cannot start the pager")?;
+        let chunks = ChunkStore::open(&config.state_dir).context("cannot keep the store of chunks")?;
         let engine = Arc::new(Self {
             registry,
             spawner,
             images,
             admission: Admission::new(config.admission, limits::spawns_in_flight()),
+            chunks,
             spawns: Arc::new(Semaphore::new(limits::spawns_in_flight())),
             refills: Arc::new(Semaphore::new(limits::refills_in_flight())),
             builds: Arc::new(Semaphore::new(limits::CONCURRENT_BUILDS)),
@@ -69,6 +73,15 @@ impl Engine {
         let templates = engine.templates_dir();
         template::scan(&engine.registry, &templates)
             .with_context(|| format!("cannot read {}", templates.display()))?;
+        // Thousands of files to look at, and nobody waits for it.
+        let sweeping = engine.clone();
+        std::thread::Builder::new()
+            .name("sweep".to_owned())
+            .spawn(move || match sweeping.chunks.sweep() {
+                0 => {}
+                removed => tracing::info!(removed, "removed chunks that no template has"),
+            })
+            .context("cannot start a thread")?;
         Ok(engine)
     }
 

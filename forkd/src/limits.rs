@@ -98,6 +98,9 @@ pub const POOL_IDLE: Duration = Duration::from_secs(60);
 /// Pause after a fork that could not be parked, doubled with each in a row.
 pub const POOL_PATIENCE: Duration = Duration::from_millis(100);
 
+/// How long a fork waits for a chunk of its memory before it is killed: a disk that takes longer is dead.
+pub const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// How long a process that closed its control socket may take to exit before it is killed.
 pub const EXIT_GRACE: Duration = Duration::from_secs(2);
 

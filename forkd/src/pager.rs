@@ -1,29 +1,39 @@
-//! Fills missing memory: one thread that answers the page faults of all forks.
+//! Fills missing memory: one thread that answers the page faults of all forks, and a few that read for it.
 //!
-//! A fork whose image is incomplete hands over a userfaultfd. The pager reads the missing chunk from the snapshot,
-//! verifies it, inserts it into the image, which all forks of the template share, and wakes the thread that waits.
-//! A chunk is read once, whoever asks for it; the same thread loads whole images in the background, between faults.
+//! A fork whose image is incomplete hands over a userfaultfd. The pager has the missing chunk read from the snapshot and
+//! verified, inserts it into the image, which all forks of the template share, and wakes the threads that wait. A chunk is
+//! read once, whoever asks for it. Memory that is zero takes no page: the fork is shown the kernel's page of zeros.
+//!
+//! The pager's own thread reads faults, inserts and wakes, and never touches a disk. What is read comes in this order: what
+//! forks wait for, then the recorded working set of templates that are being loaded, then, at the lowest priority and
+//! when no fork has waited for a while, the rest of images in use.
 //!
 //! Invariants:
 //! - A fork that cannot be served is reported by [`Event::Failed`] and left waiting, so that it can be killed; it never
 //!   goes on with wrong memory. Its userfaultfd stays open until [`Pager::remove_fork`], to be called when the
 //!   process is dead: closing it wakes the fork and shows it zeros.
+//! - Nobody waits for ever: a chunk that does not come in time is a failure like one that cannot be read.
 //! - A failure concerns the forks that need the chunk. The pager goes on for all others.
 //! - Nothing a fork sends is trusted: addresses are checked against the registered range.
+//! - Every queue is bounded: a chunk is in them once, read-ahead is rationed, and a thread that reads has one buffer.
 
 mod backing;
+mod fetch;
 mod images;
-mod worker;
+mod plan;
+mod served;
+mod server;
 
 use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use std::{io, thread};
 
 use crossbeam::channel;
 
-use forkling_vmm::memory::image::{self, Filling};
+use forkling_vmm::memory::image;
 use forkling_vmm::memory::layout::PAGE;
 use forkling_vmm::protocol::{Failure, FailureKind};
 use forkling_vmm::snapshot;
@@ -31,6 +41,7 @@ use forkling_vmm::sys::uffd::Uffd;
 
 pub use backing::{Backing, Residency};
 pub use images::{Error as ImagesError, Images, News, Opened};
+use served::Served;
 
 /// Number of a fork, chosen by the caller, never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -98,8 +109,16 @@ pub enum Error {
     /// A chunk could not be put into memory.
     #[error(transparent)]
     Image(#[from] image::Error),
-    /// The load was given up because the pager was dropped.
-    #[error("the daemon is shutting down")]
+    /// A chunk did not come in time.
+    #[error(
+        "memory of the fork was not read from disk within {seconds} s; check the disk under the state directory"
+    )]
+    Late {
+        /// How long it was waited for.
+        seconds: u64,
+    },
+    /// The load was given up because the template was unloaded or the pager dropped.
+    #[error("the template is being unloaded")]
     Abandoned,
 }
 
@@ -126,14 +145,14 @@ impl Error {
 /// Counters since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// Faults answered.
+    /// Faults seen.
     pub faults: u64,
     /// Faults on chunks that were in memory by the time they were looked at.
     pub late_faults: u64,
     /// Chunks read from disk.
     pub chunks_read: u64,
-    /// Chunks of zeros made.
-    pub chunks_zeroed: u64,
+    /// Faults on memory that is zero.
+    pub zero_faults: u64,
     /// Pages found in an image that nobody had put there: a fork reads past its userfaultfd.
     pub foreign_pages: u64,
     /// Forks given up.
@@ -145,7 +164,7 @@ struct Counters {
     faults: AtomicU64,
     late_faults: AtomicU64,
     chunks_read: AtomicU64,
-    chunks_zeroed: AtomicU64,
+    zero_faults: AtomicU64,
     foreign_pages: AtomicU64,
     failures: AtomicU64,
 }
@@ -154,9 +173,11 @@ struct Counters {
 type Done = Box<dyn FnOnce(Result<(), Failure>) + Send>;
 
 enum Command {
-    AddFork(worker::Served),
+    AddFork(Served),
     RemoveFork(ForkId),
+    Prefetch(Arc<Backing>, Vec<backing::Piece>, Vec<backing::Piece>),
     Load(Arc<Backing>, Done),
+    Abandon(Arc<Backing>),
     Stop,
 }
 
@@ -170,18 +191,20 @@ pub struct Pager {
 }
 
 impl Pager {
-    /// Starts the thread. `events` is called on it and must not block.
-    pub fn start(events: impl FnMut(Event) + Send + 'static) -> Result<Self, Error> {
+    /// Starts the thread. `events` is called on it and must not block. A chunk that is not read within `patience` fails the
+    /// forks that wait for it.
+    pub fn start(patience: Duration, events: impl FnMut(Event) + Send + 'static) -> Result<Self, Error> {
         let poll = mio::Poll::new().map_err(Error::Start)?;
-        let waker = mio::Waker::new(poll.registry(), worker::WAKER).map_err(Error::Start)?;
+        let waker = Arc::new(mio::Waker::new(poll.registry(), server::WAKER).map_err(Error::Start)?);
         let (commands, received) = channel::unbounded();
         let counters = Arc::new(Counters::default());
-        let worker = worker::Worker::new(poll, received, Arc::clone(&counters), Box::new(events))?;
+        let (theirs, events) = (Arc::clone(&counters), Box::new(events));
+        let server = server::Server::new(poll, Arc::clone(&waker), received, theirs, events, patience);
         let thread = thread::Builder::new()
             .name("pager".into())
-            .spawn(move || worker::run(worker))
+            .spawn(move || server::run(server))
             .map_err(Error::Start)?;
-        Ok(Self { commands, waker: Arc::new(waker), counters, forks: Mutex::default(), thread: Some(thread) })
+        Ok(Self { commands, waker, counters, forks: Mutex::default(), thread: Some(thread) })
     }
 
     /// Serves the faults of a fork on its private mapping `[base, base + len)` of the backing's image. Call
@@ -197,7 +220,7 @@ impl Pager {
         base: u64,
         len: u64,
     ) -> Result<(), Error> {
-        if backing.image().filling() == Filling::Eager {
+        if !backing.is_lazy() {
             return Err(Error::Eager);
         }
         let expected = backing.image().len();
@@ -207,7 +230,7 @@ impl Pager {
         let uffd = Uffd::from_fd(uffd).map_err(Error::Descriptor)?;
         let is_new = self.forks.lock().expect("no panic under this lock").insert(fork);
         assert!(is_new, "fork numbers are used once");
-        self.send(Command::AddFork(worker::Served::new(fork, Arc::clone(backing), uffd, base)))
+        self.send(Command::AddFork(Served::new(fork, Arc::clone(backing), uffd, base)))
     }
 
     /// Forgets a fork whose process is dead; unknown numbers are fine.
@@ -218,14 +241,27 @@ impl Pager {
         }
     }
 
-    /// Loads all of an image in the background, between faults, and calls `done` on the pager's thread.
-    /// [`Backing::residency`] shows the progress.
+    /// Reads the recorded working set, if there is one, into memory before forks ask for it, ahead of all loads. What cannot
+    /// be read is left to whoever needs it.
+    pub fn prefetch(&self, backing: &Arc<Backing>) -> Result<(), Error> {
+        let (urgent, others) = backing.first_pieces()?;
+        self.send(Command::Prefetch(Arc::clone(backing), urgent, others))
+    }
+
+    /// Loads all of an image and calls `done` on the pager's thread: in the background, between faults, if forks may use it
+    /// meanwhile. [`Backing::residency`] shows the progress.
     pub fn load_all(
         &self,
         backing: &Arc<Backing>,
         done: impl FnOnce(Result<(), Failure>) + Send + 'static,
     ) -> Result<(), Error> {
         self.send(Command::Load(Arc::clone(backing), Box::new(done)))
+    }
+
+    /// Ends the loads and the prefetch of an image. Its forks are served as before.
+    pub fn abandon(&self, backing: &Arc<Backing>) {
+        // A stopped pager loads nothing.
+        let _ = self.send(Command::Abandon(Arc::clone(backing)));
     }
 
     /// Counters since the start.
@@ -235,7 +271,7 @@ impl Pager {
             faults: get(&self.counters.faults),
             late_faults: get(&self.counters.late_faults),
             chunks_read: get(&self.counters.chunks_read),
-            chunks_zeroed: get(&self.counters.chunks_zeroed),
+            zero_faults: get(&self.counters.zero_faults),
             foreign_pages: get(&self.counters.foreign_pages),
             failures: get(&self.counters.failures),
         }

@@ -13,6 +13,7 @@ use std::{
 };
 
 use crossbeam::channel;
+use forkling_vmm::sys::resident::ResidentProgram;
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, pidfd_send_signal, waitid,
 };
@@ -150,6 +151,9 @@ impl Spawner {
     pub fn new(program: PathBuf) -> io::Result<Self> {
         let (sender, jobs) = channel::unbounded::<Job>();
         thread::Builder::new().name("spawner".to_owned()).spawn(move || {
+            // The first fork of a template starts a zygote, which would wait for the disk if memory was short meanwhile.
+            let _resident = ResidentProgram::new(&program)
+                .inspect_err(|error| tracing::debug!(%error, "the VMM program is not kept in memory"));
             for job in jobs {
                 let started = spawn(&program, job.role, job.control);
                 // A caller that went away leaves a process whose control socket is closed: it ends by itself.

@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use forkling_vmm::protocol::{Failure, FailureKind, FromZygote, ToZygote, WriteSet};
+use forkling_vmm::protocol::{Failure, FailureKind, FromZygote, ToZygote, View, WriteSet};
 use tokio::{
     sync::{oneshot, watch},
     time::timeout,
@@ -110,13 +110,13 @@ impl Zygote {
     }
 
     /// Asks for a fork whose control socket is `theirs`.
-    pub async fn spawn(&self, theirs: OwnedFd, lazy: bool) -> Result<Spawned, control::Error> {
+    pub async fn spawn(&self, theirs: OwnedFd, view: View) -> Result<Spawned, control::Error> {
         let token = self.token.fetch_add(1, Ordering::Relaxed);
         let (sender, spawned) = oneshot::channel();
         if let Some(pending) = self.pending.lock().expect("no panic under this lock").as_mut() {
             pending.insert(token, sender);
         }
-        self.socket.send(&ToZygote::Spawn { token, lazy }, &[theirs.as_fd()]).await?;
+        self.socket.send(&ToZygote::Spawn { token, view }, &[theirs.as_fd()]).await?;
         Ok(spawned)
     }
 

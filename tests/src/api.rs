@@ -135,6 +135,11 @@ impl Client {
         self.call("POST", &format!("/v1/templates/{name}/reload"), None)
     }
 
+    /// Gives the memory of a template without forks back.
+    pub fn unload(&self, name: &str) -> Result<TemplateInfo, ErrorBody> {
+        self.call("POST", &format!("/v1/templates/{name}/unload"), None)
+    }
+
     /// Asks for forks.
     pub fn create(&self, request: &Value) -> Result<Vec<ForkResult>, ErrorBody> {
         self.call("POST", "/v1/forks", Some(request))

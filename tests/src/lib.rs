@@ -9,6 +9,7 @@ pub mod http;
 pub mod image;
 pub mod proc;
 pub mod spec;
+pub mod stuck;
 
 use std::{
     path::PathBuf,

@@ -29,9 +29,21 @@ pub enum ToZygote {
     Spawn {
         /// Chosen by `forkd`, repeated in the answer.
         token: u64,
-        /// Whether the image is incomplete, so that the fork must register a userfaultfd.
-        lazy: bool,
+        /// What it sees of the image.
+        view: View,
     },
+}
+
+/// How a fork sees its image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum View {
+    /// All of it is there.
+    Complete,
+    /// Pages may be missing: the fork registers a userfaultfd for them ([`FromFork::Faults`]).
+    Lazy,
+    /// All of it is there, and only pages that are really touched enter the fork's page tables, at the price of a fault
+    /// for each: for learning what is touched.
+    Exact,
 }
 
 /// From the zygote.

@@ -44,6 +44,7 @@ fn routes() -> OpenApiRouter<Shared> {
         .routes(routes!(templates::inspect, templates::remove))
         .routes(routes!(templates::reload))
         .routes(routes!(templates::pool, templates::set_pool))
+        .routes(routes!(templates::unload))
         .routes(routes!(forks::create, forks::list, forks::kill_many))
         .routes(routes!(forks::inspect, forks::kill))
         .routes(routes!(forks::snapshot))

@@ -39,7 +39,12 @@ pub async fn list(State(shared): State<Shared>) -> Json<Templates> {
     responses((status = 200, body = TemplateInfo), (status = "default", body = ErrorAnswer))
 )]
 pub async fn inspect(State(shared): State<Shared>, Name(name): Name) -> Result<Json<TemplateInfo>, Error> {
-    Ok(Json(shared.engine.registry.template(&name)?.info(&shared.engine)))
+    let template = shared.engine.registry.template(&name)?;
+    let mut info = template.info(&shared.engine);
+    // Looks at thousands of files.
+    let unique = tokio::task::spawn_blocking(move || crate::template::unique_bytes(&template)).await;
+    info.disk_unique_bytes = unique.ok();
+    Ok(Json(info))
 }
 
 /// Removes a template. Refused while it has forks.
@@ -74,7 +79,8 @@ pub async fn set_pool(
 ) -> Result<Json<PoolInfo>, Error> {
     let PoolSettings { low, high, .. } = settings;
     if high > MAX_POOL || low > high {
-        let message = format!("low is {low} and high is {high}; high is at most {MAX_POOL}, low at most high");
+        let message =
+            format!("low is {low} and high is {high}; high is at most {MAX_POOL}, low at most high");
         return Err(Error::new(Code::InvalidRequest, message));
     }
     let template = shared.engine.registry.template(&name)?;
@@ -82,6 +88,17 @@ pub async fn set_pool(
         tokio::spawn(keep(shared.engine.clone(), template.clone()));
     }
     Ok(Json(template.pool().info()))
+}
+
+/// Unloads a template without forks: its zygote ends and its memory is free. The next fork loads it again.
+#[utoipa::path(
+    post, path = "/v1/templates/{name}/unload", tag = "templates", params(("name" = String, Path)),
+    responses((status = 200, body = TemplateInfo), (status = "default", body = ErrorAnswer))
+)]
+pub async fn unload(State(shared): State<Shared>, Name(name): Name) -> Result<Json<TemplateInfo>, Error> {
+    let template = shared.engine.registry.template(&name)?;
+    crate::template::unload(&shared.engine, &template).await?;
+    Ok(Json(template.info(&shared.engine)))
 }
 
 /// Loads a template: a cold one ahead of its first fork, a broken one anew.

@@ -9,9 +9,11 @@ use utoipa::ToSchema;
 pub use super::error::{ErrorAnswer, ErrorBody, Kind};
 pub use exec::*;
 pub use fork::*;
+pub use residency::*;
 
 mod exec;
 mod fork;
+mod residency;
 
 /// A command: a string for `/bin/sh -c`, or program and arguments.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -236,11 +238,17 @@ pub struct TemplateInfo {
     /// Bytes of its image in memory; absent when it is cold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resident_bytes: Option<u64>,
-    /// Bytes of its directory on disk.
+    /// How its memory came there; absent when it is cold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub residency: Option<Residency>,
+    /// Bytes of its directory on disk, whether or not other templates have the same files.
     pub disk_bytes: u64,
     /// Its parked forks.
     #[serde(default)]
     pub pool: PoolInfo,
+    /// Bytes that no other template has; shown when one template is asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_unique_bytes: Option<u64>,
     /// What it was built from.
     pub spec: BuildTemplate,
 }

@@ -11,7 +11,7 @@ use super::{
     progress::Progress,
 };
 use crate::{
-    api::types::{BuildEvent, TemplateInfo, TemplateState, Templates},
+    api::types::{BuildEvent, Residency, TemplateInfo, TemplateState, Templates},
     spec,
 };
 
@@ -30,6 +30,12 @@ pub enum Command {
     },
     /// Remove templates
     Rm {
+        /// Their names
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// Unload templates without forks: their memory is free until the next fork
+    Unload {
         /// Their names
         #[arg(required = true)]
         names: Vec<String>,
@@ -73,6 +79,14 @@ pub async fn run(command: Command, client: &Client, output: Output) -> Result<Ex
             }
             if output.json {
                 output.print(&serde_json::json!({ "removed": names }));
+            }
+        }
+        Command::Unload { names } => {
+            for name in &names {
+                let info: TemplateInfo = client.post(&format!("{}/unload", path(name)), &()).await?;
+                if output.json {
+                    output.print(&info);
+                }
             }
         }
         Command::Reload { name } => {
@@ -164,7 +178,15 @@ fn show(info: &TemplateInfo) {
     println!("forks     {}", info.forks);
     println!("memory    {} MiB, {} vCPUs", info.spec.memory_mib, info.spec.vcpus);
     println!("resident  {}", info.resident_bytes.map_or_else(|| "not loaded".to_owned(), mib));
-    println!("disk      {}", mib(info.disk_bytes));
+    if let Some(residency) = &info.residency {
+        let Residency { loaded_chunks, data_chunks, demand_faults, zero_faults, fetch_ms, .. } = residency;
+        let (chunks, pages) = (residency.prefetched_chunks, residency.prefetched_pages);
+        println!("chunks    {loaded_chunks} of {data_chunks}; read ahead: {chunks} chunks, {pages} pages");
+        println!("faults    {demand_faults} for chunks, {zero_faults} for zeros");
+        println!("fetching  {fetch_ms:.1} ms");
+    }
+    let unique = info.disk_unique_bytes.map(|bytes| format!(", {} its own", mib(bytes))).unwrap_or_default();
+    println!("disk      {}{unique}", mib(info.disk_bytes));
     println!("age       {}", ago(info.created_unix_ms));
     if let Some(pid) = info.zygote_pid {
         println!("zygote    {pid}");

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use forkling_vmm::protocol::ToFork;
+use forkling_vmm::protocol::{ToFork, View};
 use tokio::time::{Instant, timeout_at};
 
 use super::{Fork, Parked, Status, supervise::Supervisor};
@@ -162,7 +162,7 @@ async fn make(
     let (unclaimed, activate) = enter(engine, request, &socket, false)?;
     let fork = unclaimed.0.clone();
     let lazy = loaded.is_lazy();
-    let spawned = match loaded.zygote.spawn(theirs, lazy).await {
+    let spawned = match loaded.zygote.spawn(theirs, if lazy { View::Lazy } else { View::Complete }).await {
         Ok(spawned) => spawned,
         Err(error) => {
             fork.kill("failed", "the template's zygote is gone");

@@ -6,7 +6,7 @@ use std::{
 };
 
 use forkling_proto::rpc::{self, Kind};
-use forkling_vmm::protocol::{Failure, FromFork, PageRun, ToFork};
+use forkling_vmm::protocol::{Failure, FromFork, PageRun, ToFork, View};
 use tokio::{net::UnixStream, time::timeout};
 
 use crate::{
@@ -88,7 +88,7 @@ impl Parked {
 /// Makes a parked fork. The template's image is complete. Cancelled, it leaves nothing.
 pub async fn park(engine: &Engine, zygote: &Zygote, settings: &PoolSettings) -> Result<Parked, Error> {
     let work = async {
-        let mut parked = make(engine, zygote).await?;
+        let mut parked = make(engine, zygote, View::Complete).await?;
         if settings.rehearsal != Rehearsal::Off {
             parked.rehearse(settings.rehearsal).await?;
             parked.rewind(settings.keep_writes).await?;
@@ -101,7 +101,7 @@ pub async fn park(engine: &Engine, zygote: &Zygote, settings: &PoolSettings) -> 
 /// What a fork touches from its forkpoint to the end of a rehearsal. The fork ends with it.
 pub async fn touched(engine: &Engine, zygote: &Zygote, rehearsal: Rehearsal) -> Result<Touched, Error> {
     let work = async {
-        let mut parked = make(engine, zygote).await?;
+        let mut parked = make(engine, zygote, View::Exact).await?;
         parked.rehearse(rehearsal).await?;
         parked.socket.send(&ToFork::Rewind { keep_writes: false, report: true }, &[]).await?;
         match parked.hear().await? {
@@ -112,9 +112,9 @@ pub async fn touched(engine: &Engine, zygote: &Zygote, rehearsal: Rehearsal) -> 
     timeout(PARK_TIMEOUT, work).await.map_err(|_| Error::Late)?
 }
 
-async fn make(engine: &Engine, zygote: &Zygote) -> Result<Parked, Error> {
+async fn make(engine: &Engine, zygote: &Zygote, view: View) -> Result<Parked, Error> {
     let (socket, theirs) = control::pair()?;
-    let spawned = zygote.spawn(theirs, false).await?;
+    let spawned = zygote.spawn(theirs, view).await?;
     let pid = spawned.await.map_err(|_| Error::NoZygote)?.map_err(Error::Failed)?;
     let process = Doomed::new(Process::adopt(pid)?);
     let generation = engine.generation().map_err(|error| Error::Identity(error.to_string()))?;

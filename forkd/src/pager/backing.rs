@@ -1,22 +1,52 @@
 //! An image and the snapshot it is filled from.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::HashMap;
+use std::ops::Range;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
-use forkling_vmm::memory::image::{self, Contents, Image};
-use forkling_vmm::snapshot::{ChunkBuffer, ChunkKind, ChunkReader, Snapshot};
+use forkling_vmm::memory::image::{self, Filling, Image};
+use forkling_vmm::snapshot::packed::SEGMENT_PAGES;
+use forkling_vmm::snapshot::{self, ChunkBuffer, ChunkReader, PackedPages, Snapshot};
 
-use super::{Counters, Error};
+use super::Error;
+use super::fetch::Lane;
+
+/// What is read in one go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Piece {
+    /// The chunk of this number.
+    Chunk(u64),
+    /// This segment of the working set's pages.
+    Segment(u32),
+}
+
+/// The pages of the working set that can be read by themselves.
+struct Packed {
+    pages: PackedPages,
+    /// Segment of each page.
+    segments: HashMap<u32, u32>,
+    /// One could not be read: all is left to the chunks.
+    spoilt: AtomicBool,
+}
 
 /// A template's memory in part in memory, in part on disk. Kept alive by its users and the pager's forks.
 pub struct Backing {
     snapshot: Snapshot,
     image: Image,
+    packed: Option<Packed>,
     data_chunks: u64,
     /// Chunks with data that are in memory.
     loaded: AtomicU64,
+    faults: AtomicU64,
+    zero_faults: AtomicU64,
+    prefetched: AtomicU64,
+    prefetched_pages: AtomicU64,
+    fetched_ns: AtomicU64,
 }
 
-/// How much of a template is in memory.
+/// How much of a template is in memory, and how it came there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Residency {
     /// Chunks with data that are in memory.
@@ -25,13 +55,38 @@ pub struct Residency {
     pub data_chunks: u64,
     /// Bytes of host memory the image takes.
     pub resident_bytes: u64,
+    /// Chunks a fork had to wait for.
+    pub demand_faults: u64,
+    /// Faults on memory that is zero: answered without taking any.
+    pub zero_faults: u64,
+    /// Chunks read ahead because of the recorded working set.
+    pub prefetched_chunks: u64,
+    /// Single pages read because of the recorded working set.
+    pub prefetched_pages: u64,
+    /// Time spent reading, unpacking and verifying, over all threads.
+    pub fetch_time: Duration,
+}
+
+/// Where a page is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Nowhere: all its chunk is zeros.
+    Zero,
+    /// On disk or on its way, in this piece.
+    Disk(Piece),
+    /// In memory.
+    Memory,
 }
 
 impl Backing {
     /// An empty image for the snapshot, to be filled lazily if this process can (see [`Image::new`]).
     pub fn new(snapshot: Snapshot) -> Result<Self, image::Error> {
         let image = Image::new(snapshot.manifest().memory_bytes)?;
-        Ok(Self::with_image(snapshot, image))
+        let mut backing = Self::with_image(snapshot, image);
+        if backing.is_lazy() {
+            backing.packed = Packed::of(&backing.snapshot);
+        }
+        Ok(backing)
     }
 
     /// An empty image for the snapshot, to be filled before the first fork.
@@ -42,7 +97,19 @@ impl Backing {
 
     fn with_image(snapshot: Snapshot, image: Image) -> Self {
         let data_chunks = snapshot.index().data_chunks();
-        Self { snapshot, image, data_chunks, loaded: AtomicU64::new(0) }
+        let (loaded, faults, zero_faults, prefetched, prefetched_pages, fetched_ns) = Default::default();
+        Self {
+            snapshot,
+            image,
+            packed: None,
+            data_chunks,
+            loaded,
+            faults,
+            zero_faults,
+            prefetched,
+            prefetched_pages,
+            fetched_ns,
+        }
     }
 
     /// The snapshot.
@@ -55,6 +122,11 @@ impl Backing {
         &self.image
     }
 
+    /// The read-only descriptor of the image.
+    pub fn reader(&self) -> BorrowedFd<'_> {
+        self.image.reader()
+    }
+
     /// True when all data is in memory. What is missing then are zeros, which the kernel supplies by itself: new forks
     /// need no userfaultfd.
     pub fn is_complete(&self) -> bool {
@@ -63,11 +135,21 @@ impl Backing {
 
     /// How much is in memory.
     pub fn residency(&self) -> std::io::Result<Residency> {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Ok(Residency {
             loaded_chunks: self.loaded.load(Ordering::Acquire),
             data_chunks: self.data_chunks,
             resident_bytes: self.image.resident_bytes()?,
+            demand_faults: get(&self.faults),
+            zero_faults: get(&self.zero_faults),
+            prefetched_chunks: get(&self.prefetched),
+            prefetched_pages: get(&self.prefetched_pages),
+            fetch_time: Duration::from_nanos(get(&self.fetched_ns)),
         })
+    }
+
+    pub(super) fn is_lazy(&self) -> bool {
+        self.image.filling() == Filling::Lazy
     }
 
     /// Number of chunks.
@@ -75,45 +157,142 @@ impl Backing {
         self.image.chunks()
     }
 
-    /// Whether the chunk has to come from disk before the image is complete.
-    pub(super) fn is_missing_data(&self, chunk: u64) -> bool {
+    /// Where a page is. Panics past the end.
+    pub(super) fn place(&self, page: u64) -> Place {
+        let chunk = page / SEGMENT_PAGES as u64;
+        if self.image.has_page(page) {
+            return Place::Memory;
+        }
+        if self.snapshot.index().get(chunk).is_none() {
+            return Place::Zero;
+        }
+        let segment = self.usable_pages().and_then(|packed| packed.segments.get(&(page as u32)));
+        // A chunk that is on its way brings all of its pages.
+        match segment {
+            Some(&segment) if !self.is_loading(chunk) => Place::Disk(Piece::Segment(segment)),
+            _ => Place::Disk(Piece::Chunk(chunk)),
+        }
+    }
+
+    /// Whether a chunk has to be read and is not on its way. Panics past the end.
+    pub(super) fn is_on_disk(&self, chunk: u64) -> bool {
         self.image.residency(chunk) == image::Residency::Empty && self.snapshot.index().get(chunk).is_some()
     }
 
-    /// Brings a chunk into memory. Returns false when it was there.
-    pub(super) fn fetch(
+    fn is_loading(&self, chunk: u64) -> bool {
+        self.image.residency(chunk) == image::Residency::Loading
+    }
+
+    fn usable_pages(&self) -> Option<&Packed> {
+        self.packed.as_ref().filter(|packed| !packed.spoilt.load(Ordering::Relaxed))
+    }
+
+    /// What to read before the first fork, and what soon after: the working set, by pages where it can be had so.
+    pub(super) fn first_pieces(&self) -> Result<(Vec<Piece>, Vec<Piece>), snapshot::Error> {
+        if let Some(Packed { pages, .. }) = &self.packed {
+            let of =
+                |segments: Range<usize>| segments.map(|segment| Piece::Segment(segment as u32)).collect();
+            return Ok((of(0..pages.urgent_segments()), of(pages.urgent_segments()..pages.segments())));
+        }
+        let set = self.snapshot.working_set()?.unwrap_or_default();
+        Ok((set.chunks().into_iter().map(Piece::Chunk).collect(), Vec::new()))
+    }
+
+    /// Takes charge of a piece that is not on its way. The pager's thread is the only one that does.
+    pub(super) fn claim(&self, piece: Piece) {
+        if let Piece::Chunk(chunk) = piece {
+            let before = self.image.claim(chunk);
+            assert_eq!(before, image::Residency::Empty, "only chunks on disk are fetched");
+        }
+    }
+
+    /// Gives up the charge of a piece that could not be read.
+    pub(super) fn release(&self, piece: Piece) {
+        match (piece, &self.packed) {
+            (Piece::Chunk(chunk), _) => self.image.release(chunk),
+            (Piece::Segment(_), Some(packed)) => packed.spoilt.store(true, Ordering::Relaxed),
+            (Piece::Segment(_), None) => {}
+        }
+    }
+
+    /// Reads and verifies a piece.
+    pub(super) fn read(
         &self,
-        chunk: u64,
+        piece: Piece,
         reader: &mut ChunkReader,
         buffer: &mut ChunkBuffer,
-        counters: &Counters,
-    ) -> Result<bool, Error> {
-        match self.image.claim(chunk) {
-            image::Residency::Empty => {}
-            image::Residency::Ready => return Ok(false),
-            image::Residency::Loading => unreachable!("the pager is the only one to fetch, and one thread"),
+    ) -> Result<(), snapshot::Error> {
+        match (piece, &self.packed) {
+            (Piece::Chunk(chunk), _) => reader.read(&self.snapshot, chunk, buffer).map(drop),
+            (Piece::Segment(segment), Some(packed)) => packed.pages.read(segment as usize, buffer),
+            (Piece::Segment(_), None) => unreachable!("segments are of an image that has them"),
         }
-        let kind = match reader.read(&self.snapshot, chunk, buffer) {
-            Ok(kind) => kind,
-            Err(error) => {
-                self.image.release(chunk);
-                return Err(error.into());
-            }
-        };
-        let foreign = match kind {
-            ChunkKind::Zero => {
-                counters.chunks_zeroed.fetch_add(1, Ordering::Relaxed);
-                self.image.insert(chunk, Contents::Zero)?
-            }
-            ChunkKind::Data => {
-                counters.chunks_read.fetch_add(1, Ordering::Relaxed);
-                let foreign = self.image.insert(chunk, Contents::Data(buffer))?;
+    }
+
+    /// Puts a claimed piece into memory. Returns the number of pages that somebody else had put there.
+    pub(super) fn insert(&self, piece: Piece, contents: &ChunkBuffer, lane: Lane) -> Result<usize, Error> {
+        match piece {
+            Piece::Chunk(chunk) => {
+                let foreign = self.image.insert(chunk, contents)?;
+                if lane == Lane::Batch && self.is_lazy() {
+                    self.prefetched.fetch_add(1, Ordering::Relaxed);
+                }
                 self.loaded.fetch_add(1, Ordering::AcqRel);
-                foreign
+                Ok(foreign)
             }
-        };
-        counters.foreign_pages.fetch_add(foreign as u64, Ordering::Relaxed);
-        Ok(true)
+            Piece::Segment(segment) => {
+                let pages = self.pages_of(segment);
+                let foreign = self.image.insert_pages(pages, contents)?;
+                self.prefetched_pages.fetch_add(pages.len() as u64, Ordering::Relaxed);
+                Ok(foreign)
+            }
+        }
+    }
+
+    /// Whether a page of a piece is not in memory.
+    pub(super) fn has_gaps(&self, piece: Piece) -> bool {
+        let has_gap =
+            |(first, count): (u64, u64)| (first..first + count).any(|page| !self.image.has_page(page));
+        self.runs_of(piece).into_iter().any(has_gap)
+    }
+
+    /// The pages in a piece, as runs of a first one and their number.
+    pub(super) fn runs_of(&self, piece: Piece) -> Vec<(u64, u64)> {
+        match piece {
+            Piece::Chunk(chunk) => vec![(chunk * SEGMENT_PAGES as u64, SEGMENT_PAGES as u64)],
+            Piece::Segment(segment) => {
+                let runs = self.pages_of(segment).chunk_by(|&a, &b| b == a + 1);
+                runs.map(|run| (run[0].into(), run.len() as u64)).collect()
+            }
+        }
+    }
+
+    fn pages_of(&self, segment: u32) -> &[u32] {
+        self.packed.as_ref().map_or(&[], |packed| packed.pages.pages_of(segment as usize))
+    }
+
+    pub(super) fn note_fault(&self, place: Place) {
+        let counter = if place == Place::Zero { &self.zero_faults } else { &self.faults };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn note_fetch(&self, time: Duration) {
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.fetched_ns.fetch_add(nanos, Ordering::Relaxed);
+    }
+}
+
+impl Packed {
+    /// Those of a snapshot, if they are of any use.
+    fn of(snapshot: &Snapshot) -> Option<Self> {
+        let pages = snapshot.working_pages().unwrap_or_else(|error| {
+            tracing::warn!("the pages of a recorded working set are of no use: {error}");
+            None
+        })?;
+        let numbers =
+            |segment: usize| pages.pages_of(segment).iter().map(move |&page| (page, segment as u32));
+        let segments = (0..pages.segments()).flat_map(numbers).collect();
+        Some(Self { pages, segments, spoilt: AtomicBool::new(false) })
     }
 }
 

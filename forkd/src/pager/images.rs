@@ -1,7 +1,8 @@
 //! The images of all loaded templates by name, lazily filled where the host can, eagerly elsewhere.
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::fs::File;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, mpsc};
@@ -11,6 +12,7 @@ use forkling_vmm::protocol::Failure;
 use forkling_vmm::snapshot::{self, Snapshot};
 
 use super::{Backing, Event, ForkId, Pager, Residency, Stats};
+use crate::limits::PAGE_TIMEOUT;
 
 /// Why an image cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +55,10 @@ pub struct Opened {
     pub reader: OwnedFd,
     /// Whether pages may still be missing.
     pub lazy: bool,
+    /// The snapshot directory.
+    pub snapshot: OwnedFd,
+    /// The root image, if the template has one.
+    pub root: Option<File>,
 }
 
 /// Images in memory, by template.
@@ -86,7 +92,7 @@ impl Images {
     pub fn start(lazy: bool, mut news: impl FnMut(News) + Send + 'static) -> Result<Self, Error> {
         let forks = Arc::new(Forks::default());
         let known = Arc::clone(&forks);
-        let pager = Pager::start(move |event| match event {
+        let pager = Pager::start(PAGE_TIMEOUT, move |event| match event {
             Event::Failed { fork, failure } => {
                 // Unknown when it was removed meanwhile: dead.
                 if let Some(fork) = known.name_of(fork) {
@@ -108,32 +114,53 @@ impl Images {
         self.lazy
     }
 
-    /// Opens the image of `template`, whose snapshot is in `directory`. Blocks: where images are eager, it reads all.
+    /// Opens the image of `template`, whose snapshot is in `directory`, and begins to read its recorded working set. Blocks:
+    /// where images are eager, it reads all.
     pub fn open(&self, template: &str, directory: &Path) -> Result<Opened, Error> {
         let known = self.lock().get(template).cloned();
         let backing = match known {
             Some(backing) => backing,
             None => self.back(template, Snapshot::open(directory)?)?,
         };
-        let image = backing.image();
-        let len = image.len();
-        let reader =
-            image.reader().try_clone_to_owned().map_err(|source| image::Error::Create { len, source })?;
-        Ok(Opened { reader, lazy: !backing.is_complete() })
+        let snapshot = backing.snapshot();
+        let root = snapshot.open_root()?;
+        let len = backing.image().len();
+        let copy = |fd: BorrowedFd<'_>| {
+            fd.try_clone_to_owned().map_err(|source| image::Error::Create { len, source })
+        };
+        let (reader, snapshot) = (copy(backing.reader())?, copy(snapshot.dir())?);
+        Ok(Opened { reader, lazy: !backing.is_complete(), snapshot, root })
     }
 
     fn back(&self, template: &str, snapshot: Snapshot) -> Result<Arc<Backing>, Error> {
         let backing = Arc::new(if self.lazy { Backing::new(snapshot) } else { Backing::eager(snapshot) }?);
-        if !self.lazy {
+        if self.lazy {
+            self.prefetch(template, &backing)?;
+        } else {
             self.load(&backing)?;
         }
         self.lock().insert(template.to_owned(), Arc::clone(&backing));
         Ok(backing)
     }
 
-    /// Lets go of a template's image. Its forks keep their pages and are served as before.
+    /// Has the recorded working set read while the zygote starts.
+    fn prefetch(&self, template: &str, backing: &Arc<Backing>) -> Result<(), Error> {
+        match self.pager.prefetch(backing) {
+            Err(super::Error::Snapshot(error)) => {
+                tracing::warn!(template, "the recorded working set is of no use: {error}");
+                Ok(())
+            }
+            result => Ok(result?),
+        }
+    }
+
+    /// Lets go of a template's image: what nobody maps any more is given back. Its forks keep their pages and are served as
+    /// before; loads of it end.
     pub fn forget(&self, template: &str) {
-        self.lock().remove(template);
+        let backing = self.lock().remove(template);
+        if let Some(backing) = backing {
+            self.pager.abandon(&backing);
+        }
     }
 
     /// Serves the missing pages of a fork from now on. The id must not be in use.

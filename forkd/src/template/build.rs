@@ -17,7 +17,7 @@ use tokio::{
     task::AbortHandle,
 };
 
-use super::{Record, Template, builder, initramfs, modules, root, scratch::Scratch, validate};
+use super::{Record, Template, builder, disk, initramfs, modules, root, scratch::Scratch, validate};
 use crate::{
     api::{
         error::{Code, Error, chain},
@@ -100,6 +100,7 @@ impl Job {
         let initramfs = self.initramfs(scratch.path()).await?;
         self.boot(&initramfs, &directory).await?;
         fs::remove_file(&initramfs).map_err(|error| write_error(&error))?;
+        disk::share_chunks(&self.engine, &directory).await?;
         let template = self.commit(scratch, templates.join(&self.spec.name))?;
         let (engine, events) = (self.engine.clone(), self.events.clone());
         // Nothing is awaited between the commit and the registration, so that a cancelled build leaves neither.
@@ -185,8 +186,9 @@ pub(super) fn commit(record: Record, scratch: Scratch, target: PathBuf) -> Resul
 pub async fn delete(engine: &Arc<Engine>, name: &str) -> Result<(), Error> {
     let (template, reservation) = engine.registry.take_template(name)?;
     template.retire(engine);
+    let engine = engine.clone();
     let removed = tokio::task::spawn_blocking(move || {
-        let removed = super::remove(&template);
+        let removed = super::remove(&engine, &template);
         // The name is free only when the directory is gone.
         match &removed {
             Ok(()) => drop(reservation),

@@ -2,18 +2,21 @@
 
 use std::{
     fs, io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
+use forkling_vmm::snapshot::{ChunkStore, Snapshot, file};
 use serde::{Deserialize, Serialize};
 
 use super::{Template, scratch};
 use crate::{
     api::{
-        error::{Code, Error},
+        error::{Code, Error, chain},
         types::{BuildTemplate, Parent, Payload, Ready},
     },
+    engine::Engine,
     names,
     registry::Registry,
 };
@@ -116,23 +119,56 @@ pub fn scan(registry: &Arc<Registry>, directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Verifies the chunks of a finished snapshot and makes those that other templates have one file with theirs.
+pub(super) async fn share_chunks(engine: &Arc<Engine>, snapshot: &Path) -> Result<(), Error> {
+    let (engine, path) = (engine.clone(), snapshot.to_owned());
+    let shared = tokio::task::spawn_blocking(move || engine.chunks.share(&Snapshot::open(&path)?));
+    match shared.await.map_err(|error| Error::new(Code::Internal, "sharing chunks failed").because(error))? {
+        Ok(sharing) => tracing::debug!(?sharing, "chunks shared"),
+        Err(error) if error.is_snapshot_fault() => {
+            return Err(Error::new(Code::BuildFailed, "the snapshot is damaged").because(chain(&error)));
+        }
+        // It is complete without.
+        Err(error) => tracing::warn!(error = chain(&error), "a snapshot shares no chunks"),
+    }
+    Ok(())
+}
+
 /// Removes a template's directory: out of sight first, so that a crash leaves nothing half removed.
-pub fn remove(template: &Template) -> Result<(), Error> {
+pub fn remove(engine: &Engine, template: &Template) -> Result<(), Error> {
+    let chunks = ChunkStore::chunks_of(&template.snapshot_dir());
     let doomed = scratch::beside(template.dir());
     fs::rename(template.dir(), &doomed).map_err(|error| {
         let message = format!("the directory of template {} cannot be removed", template.name());
         Error::new(Code::Internal, message).because(error)
     })?;
     scratch::remove(&doomed);
+    engine.chunks.release(&chunks);
     Ok(())
 }
 
+/// Bytes of a template that would be free if it were removed: its files that no other template has.
+pub fn unique_bytes(template: &Template) -> u64 {
+    // A chunk has one link in the store.
+    let chunks = template.snapshot_dir().join(file::CHUNKS);
+    let all = |directory: &Path, skip: &Path, links: u64| {
+        sum_below(directory, skip, &|metadata| if metadata.nlink() <= links { metadata.len() } else { 0 })
+    };
+    all(template.dir(), &chunks, 1) + all(&chunks, Path::new(""), 2)
+}
+
 fn bytes_below(directory: &Path) -> u64 {
+    sum_below(directory, Path::new(""), &|metadata| metadata.len())
+}
+
+/// Sum of `size` over all files below `directory`, but for those in `skip`.
+fn sum_below(directory: &Path, skip: &Path, size: &dyn Fn(&fs::Metadata) -> u64) -> u64 {
     let Ok(entries) = fs::read_dir(directory) else { return 0 };
-    let size = |path: PathBuf| match fs::symlink_metadata(&path) {
-        Ok(metadata) if metadata.is_dir() => bytes_below(&path),
-        Ok(metadata) => metadata.len(),
+    let of = |path: PathBuf| match fs::symlink_metadata(&path) {
+        Ok(_) if path == skip => 0,
+        Ok(metadata) if metadata.is_dir() => sum_below(&path, skip, size),
+        Ok(metadata) => size(&metadata),
         Err(_) => 0,
     };
-    entries.flatten().map(|entry| size(entry.path())).sum()
+    entries.flatten().map(|entry| of(entry.path())).sum()
 }

@@ -1,19 +1,14 @@
 //! From a snapshot on disk to a zygote that makes forks.
 
 use std::{
-    fs::File,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::AsFd,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
 
-use forkling_vmm::{
-    protocol::FailureKind,
-    snapshot::{self, Snapshot},
-};
-use rustix::fs::{Mode, OFlags, open};
+use forkling_vmm::protocol::FailureKind;
 
 use super::{Live, Loaded, Template, working_set};
 use crate::{
@@ -23,13 +18,6 @@ use crate::{
     zygote::{self, Load, Zygote},
 };
 
-/// What a zygote is given.
-struct Files {
-    snapshot: OwnedFd,
-    root: Option<File>,
-    image: Opened,
-}
-
 impl Template {
     /// Starts a zygote. Called by one task at a time.
     pub(super) async fn load(self: &Arc<Self>, engine: &Arc<Engine>) -> Result<Arc<Loaded>, Error> {
@@ -38,7 +26,7 @@ impl Template {
         match outcome {
             Ok(loaded) => {
                 self.set(Live::Ready(loaded.clone()));
-                tokio::spawn(self.clone().watch(loaded.clone()));
+                tokio::spawn(self.clone().watch(loaded.zygote.clone()));
                 Ok(loaded)
             }
             Err(error) => {
@@ -53,39 +41,33 @@ impl Template {
 
     async fn start(self: &Arc<Self>, engine: &Arc<Engine>) -> Result<Arc<Loaded>, Error> {
         let (template, shared) = (self.clone(), engine.clone());
-        let files = tokio::task::spawn_blocking(move || template.open(&shared)).await;
-        let files = files
+        let opened = tokio::task::spawn_blocking(move || template.open(&shared)).await;
+        let opened = opened
             .map_err(|error| Error::new(Code::Internal, "opening a snapshot failed").because(error))??;
         let load = Load {
-            snapshot: files.snapshot.as_fd(),
-            image: files.image.reader.as_fd(),
-            root: files.root.as_ref().map(AsFd::as_fd),
+            snapshot: opened.snapshot.as_fd(),
+            image: opened.reader.as_fd(),
+            root: opened.root.as_ref().map(AsFd::as_fd),
         };
         let zygote = Zygote::start(&engine.spawner, load).await.map_err(|error| self.zygote_error(&error))?;
         Ok(Arc::new(Loaded {
             zygote,
-            complete: AtomicBool::new(!files.image.lazy),
+            complete: AtomicBool::new(!opened.lazy),
             completing: AtomicBool::new(false),
         }))
     }
 
-    fn open(&self, engine: &Engine) -> Result<Files, Error> {
-        let path = self.snapshot_dir();
+    fn open(&self, engine: &Engine) -> Result<Opened, Error> {
         let fail = |error: &dyn std::error::Error, invalid: bool| {
             let code = if invalid { Code::SnapshotInvalid } else { Code::ForkFailed };
             Error::new(code, format!("the snapshot of template {} cannot be used", self.name()))
                 .because(chain(error))
         };
-        let of_snapshot = |error: snapshot::Error| fail(&error, error.is_snapshot_fault());
-        let root = Snapshot::open(&path).and_then(|snapshot| snapshot.open_root()).map_err(of_snapshot)?;
-        let image = engine.images.open(self.name(), &path).map_err(|error| match error {
-            ImagesError::Snapshot(error) => of_snapshot(error),
+        engine.images.open(self.name(), &self.snapshot_dir()).map_err(|error| match error {
+            ImagesError::Snapshot(error) => fail(&error, error.is_snapshot_fault()),
             ImagesError::Load(ref failure) if failure.kind == FailureKind::Snapshot => fail(&error, true),
             other => fail(&other, false),
-        })?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let snapshot = open(&path, flags, Mode::empty()).map_err(|error| fail(&error, false))?;
-        Ok(Files { snapshot, root, image })
+        })
     }
 
     fn zygote_error(&self, error: &zygote::Error) -> Error {
@@ -112,10 +94,10 @@ impl Template {
     }
 
     /// Reports the end of a zygote that nobody asked for.
-    async fn watch(self: Arc<Self>, loaded: Arc<Loaded>) {
-        let reason = loaded.zygote.ended().await;
+    async fn watch(self: Arc<Self>, zygote: Arc<Zygote>) {
+        let reason = zygote.ended().await;
         let mut live = self.live.lock().expect("no panic under this lock");
-        if matches!(&*live, Live::Ready(current) if Arc::ptr_eq(current, &loaded)) {
+        if matches!(&*live, Live::Ready(current) if Arc::ptr_eq(&current.zygote, &zygote)) {
             tracing::warn!(template = self.name(), reason, "zygote ended");
             let message = format!("the zygote of template {} {reason}; its forks live on", self.name());
             *live = Live::Broken(Error::new(Code::TemplateBroken, message));
@@ -129,21 +111,30 @@ impl Loaded {
         if self.completing.swap(true, Ordering::AcqRel) {
             return;
         }
-        let (loaded, engine, template) = (self.clone(), engine.clone(), template.clone());
+        // Not held meanwhile: this is no use that keeps a template in memory.
+        let (loaded, engine, template) = (Arc::downgrade(self), engine.clone(), template.clone());
         let runtime = tokio::runtime::Handle::current();
-        tokio::task::spawn_blocking(move || match engine.images.load_all(template.name()) {
-            Ok(()) => {
-                loaded.complete.store(true, Ordering::Release);
-                if engine.config.copy_ahead {
-                    runtime.spawn(working_set::learn(engine, template, loaded));
+        tokio::task::spawn_blocking(move || {
+            let outcome = engine.images.load_all(template.name());
+            let Some(loaded) = loaded.upgrade() else { return };
+            match outcome {
+                Ok(()) => {
+                    loaded.complete.store(true, Ordering::Release);
+                    if engine.config.copy_ahead {
+                        runtime.spawn(working_set::learn(engine, template, loaded));
+                    }
                 }
-            }
-            Err(error) => {
-                tracing::warn!(template = template.name(), error = chain(&error), "image stays incomplete");
-                if matches!(&error, ImagesError::Load(failure) if failure.kind == FailureKind::Snapshot) {
-                    template.spoil(&loaded, &chain(&error));
+                Err(error) => {
+                    tracing::warn!(
+                        template = template.name(),
+                        error = chain(&error),
+                        "image stays incomplete"
+                    );
+                    if matches!(&error, ImagesError::Load(failure) if failure.kind == FailureKind::Snapshot) {
+                        template.spoil(&loaded, &chain(&error));
+                    }
+                    loaded.completing.store(false, Ordering::Release);
                 }
-                loaded.completing.store(false, Ordering::Release);
             }
         });
     }

@@ -7,7 +7,9 @@ pub mod snapshot;
 
 mod builder;
 mod disk;
+mod idle;
 mod load;
+mod recorded;
 mod root;
 mod scratch;
 mod tool;
@@ -20,6 +22,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
+    time::Instant,
 };
 
 use crate::{
@@ -32,10 +35,11 @@ use crate::{
     zygote::Zygote,
 };
 
-pub use disk::{Record, remove, scan};
+pub use disk::{Record, remove, scan, unique_bytes};
+pub use idle::{unload, unload_idle};
 pub use validate::environment as validate_environment;
 
-/// A template that is in memory.
+/// A template that is in memory. As long as anyone else holds it, the template is not unloaded.
 #[derive(Debug)]
 pub struct Loaded {
     /// Makes forks.
@@ -70,12 +74,21 @@ pub struct Template {
     pool: Pool,
     /// Held while it is loaded: once, however many forks wait for it.
     loading: tokio::sync::Mutex<()>,
+    /// When it was last seen in use.
+    used: Mutex<Instant>,
 }
 
 impl Template {
     /// The template in `dir`, cold.
     pub fn new(record: Record, dir: PathBuf) -> Self {
-        Self { record, dir, live: Mutex::new(Live::Cold), pool: Pool::default(), loading: tokio::sync::Mutex::new(()) }
+        Self {
+            record,
+            dir,
+            live: Mutex::new(Live::Cold),
+            pool: Pool::default(),
+            loading: tokio::sync::Mutex::new(()),
+            used: Mutex::new(Instant::now()),
+        }
     }
 
     /// The template in `dir` whose record cannot be read; it can only be removed.
@@ -113,6 +126,7 @@ impl Template {
 
     /// The loaded template; loads it if it is cold.
     pub async fn ready(self: &Arc<Self>, engine: &Arc<Engine>) -> Result<Arc<Loaded>, Error> {
+        self.touch();
         if let Some(settled) = self.settled() {
             return settled;
         }
@@ -179,7 +193,9 @@ impl Template {
             forks: engine.registry.forks_of(self.name()),
             zygote_pid,
             resident_bytes: engine.images.resident_bytes(self.name()),
+            residency: engine.images.residency(self.name()).map(Into::into),
             disk_bytes: self.record.disk_bytes,
+            disk_unique_bytes: None,
             pool: self.pool.info(),
             spec: self.record.spec.clone(),
         }

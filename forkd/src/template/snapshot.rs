@@ -10,6 +10,7 @@ use tokio::time::timeout;
 use super::{
     Record, Template,
     build::{commit, write_error},
+    disk,
     scratch::Scratch,
 };
 use crate::{
@@ -44,6 +45,7 @@ pub async fn take(engine: &Arc<Engine>, fork: &Arc<Fork>, name: &str) -> Result<
     if let Err(error) = saved.map_err(|_| late())? {
         return Err(fork.explain(of_save(fork, error)).await);
     }
+    disk::share_chunks(engine, &directory).await?;
     let mut spec = fork.template.record.spec.clone();
     name.clone_into(&mut spec.name);
     let parent = Parent { template: fork.template.name().to_owned(), fork: fork.id.clone() };

@@ -2,9 +2,12 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use forkling_vmm::protocol::{MAX_PAGE_RUNS, PageRun, WriteSet};
+use forkling_vmm::{
+    memory::layout::{MIB, PAGE},
+    protocol::{MAX_PAGE_RUNS, PageRun, WriteSet},
+};
 
-use super::{Loaded, Template};
+use super::{Loaded, Template, recorded};
 use crate::{
     api::{
         error::chain,
@@ -32,20 +35,25 @@ pub async fn learn(engine: Arc<Engine>, template: Arc<Template>, loaded: Arc<Loa
 }
 
 async fn record(engine: &Engine, template: &Template, loaded: &Loaded) -> Result<WriteSet, ParkError> {
-    let acknowledge = touched(engine, &loaded.zygote, Rehearsal::Acknowledge).await?.write;
+    let first = touched(engine, &loaded.zygote, Rehearsal::Acknowledge).await?;
+    let acknowledge = first.write.clone();
     if template.record.spec.payload == Payload::Null {
+        recorded::keep(template, first.clone(), first).await;
         return Ok(WriteSet { acknowledge, command: Vec::new() });
     }
-    let command = touched(engine, &loaded.zygote, Rehearsal::Command).await?.write;
-    let command = without(&command, &acknowledge);
+    let all = touched(engine, &loaded.zygote, Rehearsal::Command).await?;
+    let image = u64::from(template.record.spec.memory_mib) * MIB / PAGE;
+    let command = without(&all.write, &acknowledge, image);
+    recorded::keep(template, first, all).await;
     Ok(WriteSet { acknowledge, command })
 }
 
-/// The pages of `all` that are not in `known`.
-fn without(all: &[PageRun], known: &[PageRun]) -> Vec<PageRun> {
-    let pages = |runs: &[PageRun]| -> BTreeSet<u64> {
-        runs.iter().flat_map(|&(first, pages)| first..first.saturating_add(pages)).collect()
-    };
+/// The pages of `all` that are not in `known`, of an image of `image` pages. A fork may say what it likes: of a list
+/// with more pages than that the rest is dropped.
+fn without(all: &[PageRun], known: &[PageRun], image: u64) -> Vec<PageRun> {
+    let inside = |&(first, pages): &PageRun| first.min(image)..first.saturating_add(pages).min(image);
+    let pages =
+        |runs: &[PageRun]| -> BTreeSet<u64> { runs.iter().flat_map(inside).take(image as usize).collect() };
     let mut runs: Vec<PageRun> = Vec::new();
     for page in pages(all).difference(&pages(known)).copied() {
         match runs.last_mut() {

@@ -14,3 +14,5 @@ mod pager;
 mod pool;
 mod streamed;
 mod teardown;
+mod residency;
+mod slow_disk;

@@ -5,7 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 
 use rustix::fs::SeekFrom;
 
@@ -15,6 +15,9 @@ use crate::sys::uffd::{Inserter, Scope, Uffd};
 
 /// Size of a chunk, the unit in which images are stored and filled, in bytes.
 pub const CHUNK: usize = 64 * 1024;
+
+/// Pages in a chunk.
+const CHUNK_PAGES: u64 = CHUNK as u64 / PAGE;
 
 /// Contents of one chunk.
 pub type ChunkBuffer = [u8; CHUNK];
@@ -79,20 +82,13 @@ pub enum Filling {
     Eager,
 }
 
-/// What a chunk holds.
-#[derive(Clone, Copy, Debug)]
-pub enum Contents<'a> {
-    /// All zeros.
-    Zero,
-    /// These bytes.
-    Data(&'a ChunkBuffer),
-}
-
 /// A template's memory.
 #[derive(Debug)]
 pub struct Image {
     filler: Filler,
     chunks: Vec<AtomicU8>,
+    /// For each chunk, which of its pages were inserted by themselves.
+    pages: Vec<AtomicU16>,
     ready: AtomicU64,
 }
 
@@ -125,7 +121,8 @@ impl Image {
     fn with_filler(filler: Filler) -> Self {
         let count = filler.memory().len() / CHUNK as u64;
         let chunks = (0..count).map(|_| AtomicU8::new(Residency::Empty as u8)).collect();
-        Self { filler, chunks, ready: AtomicU64::new(0) }
+        let pages = (0..count).map(|_| AtomicU16::new(0)).collect();
+        Self { filler, chunks, pages, ready: AtomicU64::new(0) }
     }
 
     /// How it can be filled.
@@ -193,21 +190,17 @@ impl Image {
 
     /// Fills a claimed chunk; its pages appear one by one, each complete. Returns the number of pages that were in
     /// memory although nobody had inserted them, which only a fork that reads past its userfaultfd can bring about;
-    /// they have the right contents now. On an error the claim is given up.
-    pub fn insert(&self, chunk: u64, contents: Contents<'_>) -> Result<usize, Error> {
-        static ZEROS: ChunkBuffer = [0; CHUNK];
+    /// they have the right contents now. On an error the claim is given up. Chunks of zeros are left out: their holes
+    /// read as zeros, and who must not see a hole gets [`Uffd::zero`].
+    pub fn insert(&self, chunk: u64, contents: &ChunkBuffer) -> Result<usize, Error> {
         assert_eq!(self.residency(chunk), Residency::Loading, "a chunk is claimed before it is inserted");
         let offset = chunk * CHUNK as u64;
-        let inserted = match (&self.filler, contents) {
-            (Filler::Atomic(inserter), Contents::Data(data)) => inserter.insert(offset, data),
-            // The pages must exist: a hole would fault for ever.
-            (Filler::Atomic(inserter), Contents::Zero) => inserter.insert(offset, &ZEROS),
-            (Filler::Plain(memory), Contents::Data(data)) => {
-                memory.write(offset, data);
+        let inserted = match &self.filler {
+            Filler::Atomic(inserter) => self.insert_missing(inserter, chunk, contents),
+            Filler::Plain(memory) => {
+                memory.write(offset, contents);
                 Ok(0)
             }
-            // Nobody waits for an eager image, and its holes read as zeros.
-            (Filler::Plain(_), Contents::Zero) => Ok(0),
         };
         match inserted {
             Ok(existing) => {
@@ -220,6 +213,64 @@ impl Image {
                 Err(Error::Insert { chunk, source })
             }
         }
+    }
+
+    /// Whether a page was inserted, with its chunk or by itself. Panics past the end.
+    pub fn has_page(&self, page: u64) -> bool {
+        let (chunk, bit) = (page / CHUNK_PAGES, page % CHUNK_PAGES);
+        self.residency(chunk) == Residency::Ready
+            || self.mask(chunk).load(Ordering::Acquire) & (1 << bit) != 0
+    }
+
+    /// Inserts single pages of a lazy image, each complete at once: page `pages[n]` from the nth 4 KiB of `contents`. What is
+    /// there already is left alone. Returns as [`Image::insert`]; chunks are no nearer to being ready. Called by one
+    /// thread at a time, the one that inserts chunks.
+    ///
+    /// # Panics
+    /// When a page is past the end, there are more than 16, or the image is not lazy.
+    pub fn insert_pages(&self, pages: &[u32], contents: &ChunkBuffer) -> Result<usize, Error> {
+        let Filler::Atomic(inserter) = &self.filler else { panic!("only lazy images are filled by pages") };
+        let (mut at, mut foreign) = (0, 0);
+        // Neighbours go in together.
+        for run in pages.chunk_by(|&a, &b| b == a + 1 && self.has_page(a.into()) == self.has_page(b.into())) {
+            let (first, bytes) = (u64::from(run[0]), run.len() * PAGE as usize);
+            let contents = &contents[at..at + bytes];
+            at += bytes;
+            if self.has_page(first) {
+                continue;
+            }
+            let chunk = first / CHUNK_PAGES;
+            let inserted = inserter.insert(first * PAGE, contents);
+            foreign += inserted.map_err(|source| Error::Insert { chunk, source })?;
+            for page in run.iter().map(|&page| u64::from(page)) {
+                self.mask(page / CHUNK_PAGES).fetch_or(1 << (page % CHUNK_PAGES), Ordering::AcqRel);
+            }
+        }
+        Ok(foreign)
+    }
+
+    /// Inserts the pages of a chunk that are not there.
+    fn insert_missing(&self, inserter: &Inserter, chunk: u64, contents: &ChunkBuffer) -> io::Result<usize> {
+        let (mask, start) = (self.mask(chunk).load(Ordering::Acquire), chunk * CHUNK as u64);
+        if mask == 0 {
+            return inserter.insert(start, contents);
+        }
+        let is_there = |page: u64| mask & (1 << page) != 0;
+        let (mut page, mut foreign) = (0, 0);
+        while page < CHUNK_PAGES {
+            let end =
+                (page..CHUNK_PAGES).find(|&other| is_there(other) != is_there(page)).unwrap_or(CHUNK_PAGES);
+            if !is_there(page) {
+                let bytes = (page * PAGE) as usize..(end * PAGE) as usize;
+                foreign += inserter.insert(start + page * PAGE, &contents[bytes])?;
+            }
+            page = end;
+        }
+        Ok(foreign)
+    }
+
+    fn mask(&self, chunk: u64) -> &AtomicU16 {
+        &self.pages[usize::try_from(chunk).expect("fits the address space")]
     }
 
     fn state(&self, chunk: u64) -> &AtomicU8 {

@@ -2,10 +2,11 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{self, Mode, OFlags};
+use rustix::fs::{self, AtFlags, FileType, Mode, OFlags};
+use rustix::io::Errno;
 
 use super::{Damage, Error, damaged, io_error};
 
@@ -30,10 +31,31 @@ impl Dir {
         &self.0
     }
 
-    /// Opens a file for reading.
+    /// Opens a regular file for reading. Anything else that has its name is refused, and not waited for.
     pub fn open_file(&self, name: &str) -> io::Result<File> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        Ok(File::from(fs::openat(&self.0, name, flags, Mode::empty())?))
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NOCTTY;
+        let open = |flags| fs::openat(&self.0, name, flags, Mode::empty());
+        // A pipe would be waited for until someone writes to it.
+        let fd = match open(flags | OFlags::NONBLOCK) {
+            // Someone holds a lease on the file and has to give it up first (fcntl(2)).
+            Err(Errno::WOULDBLOCK) => open(flags)?,
+            result => result?,
+        };
+        let kind = FileType::from_raw_mode(fs::fstat(&fd)?.st_mode);
+        if kind != FileType::RegularFile {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+        }
+        Ok(File::from(fd))
+    }
+
+    /// Removes a file.
+    pub fn remove_file(&self, name: &str) -> io::Result<()> {
+        Ok(fs::unlinkat(&self.0, name, AtFlags::empty())?)
+    }
+
+    /// Gives a file another name, in place of what had it.
+    pub fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        Ok(fs::renameat(&self.0, from, &self.0, to)?)
     }
 
     /// Creates a file that must not exist yet.
@@ -78,10 +100,30 @@ impl Dir {
         Ok(fs::fsync(self.0.as_fd())?)
     }
 
+    /// Kind, length and number of links of what has this name; links are not followed.
+    pub fn stat(&self, name: &str) -> io::Result<fs::Stat> {
+        Ok(fs::statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW)?)
+    }
+
+    /// Gives a file a second name, in another directory.
+    pub fn link(&self, name: &str, into: &Self, new: &str) -> Result<(), Errno> {
+        fs::linkat(&self.0, name, &into.0, new, AtFlags::empty())
+    }
+
     /// Names of all entries.
     pub fn names(&self) -> io::Result<Vec<String>> {
+        Self::names_of(self.0.as_fd())
+    }
+
+    /// Names of all entries of a directory in it.
+    pub fn names_in(&self, name: &str) -> io::Result<Vec<String>> {
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Self::names_of(fs::openat(&self.0, name, flags, Mode::empty())?.as_fd())
+    }
+
+    fn names_of(directory: BorrowedFd<'_>) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
-        for entry in fs::Dir::read_from(self.0.as_fd())? {
+        for entry in fs::Dir::read_from(directory)? {
             let name = entry?.file_name().to_string_lossy().into_owned();
             if name != "." && name != ".." {
                 names.push(name);

@@ -7,6 +7,8 @@
 //! image.idx                  which chunk of memory has which content
 //! chunks/xx/<blake3>.zst     64 KiB of memory each, named by their content, compressed
 //! root.erofs                 root image, if the template has one
+//! working-set.json           advice on what to load first; optional, see [`working_set`]
+//! working-set.pages          the same pages once more, by themselves; optional, see [`packed`]
 //! ```
 //!
 //! Nothing in it is an absolute path and nothing is changed after the commit, so that snapshots can be copied and
@@ -18,7 +20,10 @@ mod digest;
 mod dir;
 mod index;
 mod manifest;
+pub mod packed;
 mod read;
+mod store;
+pub mod working_set;
 mod write;
 
 #[cfg(test)]
@@ -30,7 +35,10 @@ pub use crate::memory::image::{CHUNK, ChunkBuffer};
 pub use digest::{Digest, FileSum};
 pub use index::Index;
 pub use manifest::{FORMAT, Forkpoint, HostTags, ImageSummary, Manifest};
+pub use packed::PackedPages;
 pub use read::{ChunkKind, ChunkReader, Snapshot};
+pub use store::{ChunkStore, Sharing};
+pub use working_set::{PageRange, WorkingSet};
 pub use write::{Compression, SnapshotWriter, commit};
 
 /// Names of the files in a snapshot directory.
@@ -47,6 +55,10 @@ pub mod file {
     pub const CHUNKS: &str = "chunks";
     /// Root image.
     pub const ROOT: &str = "root.erofs";
+    /// Advice on what to load first.
+    pub const WORKING_SET: &str = "working-set.json";
+    /// The pages it names.
+    pub const WORKING_PAGES: &str = "working-set.pages";
 }
 
 /// Why a snapshot cannot be written or read.

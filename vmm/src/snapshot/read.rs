@@ -61,6 +61,11 @@ impl Snapshot {
         self.dir.fd().as_fd()
     }
 
+    /// The directory, for the parts of a snapshot that have a module of their own.
+    pub(super) fn directory(&self) -> &Dir {
+        &self.dir
+    }
+
     /// Its manifest.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
@@ -154,6 +159,16 @@ impl ChunkReader {
         digest: &Digest,
         buffer: &mut ChunkBuffer,
     ) -> Result<(), Error> {
+        self.read_packed(snapshot, digest, buffer).map(drop)
+    }
+
+    /// Reads, decompresses and verifies a content; returns it as it is in its file.
+    pub(super) fn read_packed(
+        &mut self,
+        snapshot: &Snapshot,
+        digest: &Digest,
+        buffer: &mut ChunkBuffer,
+    ) -> Result<&[u8], Error> {
         let (_, name) = chunk_path(digest);
         let mut file = snapshot.dir.open_file(&name).map_err(io_error("open", &name))?;
         let length = read_up_to(&mut file, &mut self.packed).map_err(io_error("read", &name))?;
@@ -162,7 +177,10 @@ impl ChunkReader {
             Ok(CHUNK) => {}
             Ok(_) | Err(_) => return Err(damaged(name, Damage::Compression)),
         }
-        if Digest::of(buffer) == *digest { Ok(()) } else { Err(damaged(name, Damage::Checksum)) }
+        if Digest::of(buffer) != *digest {
+            return Err(damaged(name, Damage::Checksum));
+        }
+        Ok(&self.packed[..length])
     }
 }
 

@@ -10,4 +10,5 @@ pub mod memfd;
 pub mod pagemap;
 pub mod probe;
 pub mod process;
+pub mod resident;
 pub mod uffd;

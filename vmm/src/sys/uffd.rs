@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use rustix::fs::OFlags;
 use rustix::ioctl::{Opcode, Updater, ioctl, opcode};
 use rustix::mm::UserfaultfdFlags;
-use userfaultfd::{Event, EventBuffer, FaultKind, FeatureFlags, ReadWrite, UffdBuilder};
+use userfaultfd::{Event, EventBuffer, FaultKind, FeatureFlags, ReadWrite, RegisterMode, UffdBuilder};
 
 use super::{mapping::Mapping, memfd::SealedMemory};
 
@@ -103,6 +103,25 @@ impl Uffd {
         Ok(uffd)
     }
 
+    /// As long as it is open, a fault on this mapping of an image brings in the page that was touched and not its neighbours,
+    /// so that its page tables tell what was used. No fault is ever delivered: the mapping is registered for write protection,
+    /// which switches off the kernel's fault-around (uffd_disable_fault_around() of linux/userfaultfd_k.h, Linux 5.19
+    /// for shared memory), and nothing in it is protected.
+    pub fn without_fault_around(mapping: &Mapping) -> Result<Self, Error> {
+        let built = UffdBuilder::new()
+            .close_on_exec(true)
+            .non_blocking(true)
+            .user_mode_only(true)
+            .require_features(FeatureFlags::from_bits_retain(WP_SHMEM))
+            .create();
+        let uffd = Self(built.map_err(io_error).map_err(Error::Create)?);
+        let (address, len) = (mapping.address() as *mut _, mapping.len());
+        let registered =
+            uffd.0.register_with_mode(address, len, RegisterMode::from_bits_retain(WRITE_PROTECT));
+        registered.map_err(|error| Error::Register { len, source: io_error(error) })?;
+        Ok(uffd)
+    }
+
     /// One made by another process for its own memory. Anything that is no userfaultfd is refused, so that a hostile
     /// sender cannot make the receiver read from something else.
     pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
@@ -146,6 +165,41 @@ impl Uffd {
     /// Lets the threads go on that wait for a page in `[address, address + len)`.
     pub fn wake(&self, address: u64, len: u64) -> io::Result<()> {
         self.0.wake(address as *mut _, len as usize).map_err(io_error)
+    }
+
+    /// Maps the kernel's page of zeros wherever nothing is mapped in `[address, address + len)` and wakes who waits
+    /// there. In a private mapping of shared memory this takes no page: neither the process nor the memory behind it
+    /// gets one before it is written (mfill_atomic_pte() of mm/userfaultfd.c). Returns the number of pages that were
+    /// mapped already.
+    pub fn zero(&self, address: u64, len: u64) -> io::Result<u64> {
+        match self.map_zeros(address, len) {
+            // The count of a part is lost (UFFDIO_ZEROPAGE, ioctl_userfaultfd(2)); page by page nothing is.
+            Err(error) if is_partial(&error) => {}
+            result => return result.map(|()| 0),
+        }
+        let (mut at, mut existing) = (address, 0);
+        while at < address + len {
+            match self.map_zeros(at, PAGE as u64) {
+                Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {
+                    std::thread::yield_now();
+                    continue;
+                }
+                Err(error) if error.raw_os_error() == Some(libc::EEXIST) => existing += 1,
+                result => result?,
+            }
+            at += PAGE as u64;
+        }
+        // Who waits for a page that exists has missed its wake-up.
+        if existing > 0 {
+            self.wake(address, len)?;
+        }
+        Ok(existing)
+    }
+
+    fn map_zeros(&self, address: u64, len: u64) -> io::Result<()> {
+        // SAFETY: only unmapped pages of ranges registered with this descriptor change, from unmapped to zeros; whoever
+        // registered them asked for that and waits for it.
+        unsafe { self.0.zeropage(address as *mut _, len as usize, true) }.map(drop).map_err(io_error)
     }
 
     /// To send it to the pager.
@@ -230,11 +284,22 @@ impl Inserter {
     }
 }
 
+/// Whether a request over several pages was carried out in part at most.
+fn is_partial(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EEXIST))
+}
+
 /// The unit of insertion, in bytes.
 const PAGE: usize = 4096;
 
 /// UFFD_USER_MODE_ONLY of linux/userfaultfd.h.
 const USER_MODE_ONLY: u32 = 1;
+
+/// UFFD_FEATURE_WP_HUGETLBFS_SHMEM of linux/userfaultfd.h.
+const WP_SHMEM: u64 = 1 << 12;
+
+/// UFFDIO_REGISTER_MODE_WP of linux/userfaultfd.h.
+const WRITE_PROTECT: u64 = 1 << 1;
 
 /// UFFD_API of linux/userfaultfd.h.
 const API: u64 = 0xAA;

@@ -21,7 +21,7 @@ use crate::{
         self, About, EventLoop, EventLoopSeed, Forkpoint, Halt, Interrupter, Machine, Paused, RunningLoop, Steps,
     },
     memory::layout::PAGE,
-    protocol::{FromFork, MAX_PAGE_RUNS, PageRun, Stamps, StopReason, ToFork},
+    protocol::{FromFork, MAX_PAGE_RUNS, PageRun, Stamps, StopReason, ToFork, View},
     sys::uffd::Uffd,
 };
 
@@ -53,12 +53,12 @@ pub fn run(
     zygote: &Zygote,
     zygote_control: &mut Channel,
     control: Channel,
-    lazy: bool,
+    view: View,
     mut stamps: Stamps,
 ) -> ! {
     stamps.forked = clock::monotonic_ns();
     let control = Arc::new(control);
-    let Err(error) = live(zygote, zygote_control, &control, lazy, stamps);
+    let Err(error) = live(zygote, zygote_control, &control, view, stamps);
     let farewell = match error {
         Error::DaemonGone => std::process::exit(1),
         Error::Ended(reason) => FromFork::Stopped(reason),
@@ -77,26 +77,30 @@ fn live(
     zygote: &Zygote,
     zygote_control: &mut Channel,
     control: &Arc<Channel>,
-    lazy: bool,
+    view: View,
     mut stamps: Stamps,
 ) -> Result<Infallible, Error> {
     become_child_of_daemon(zygote, zygote_control)?;
     // Held until the process ends: closing it would end the registration.
-    let _faults = if lazy { Some(announce_faults(zygote, control)?) } else { None };
+    let _faults = match view {
+        View::Complete => None,
+        View::Lazy => Some(announce_faults(zygote, control)?),
+        View::Exact => Some(Uffd::without_fault_around(zygote.memory.mapping())?),
+    };
     let steps = Steps {
         vm: &mut || stamps.vm = clock::monotonic_ns(),
         vcpus: &mut || stamps.vcpus = clock::monotonic_ns(),
     };
     // Before the VM exists: no second-stage entry has to be taken back for it. An image that is not complete is left
     // alone, where each page would wait for the pager.
-    if !lazy {
+    if view == View::Complete {
         zygote.memory.copy_ahead(&zygote.write_set.acknowledge);
     }
     let seed = EventLoopSeed::new()?;
     let Zygote { kvm, machine: prepared, memory, root, .. } = zygote;
     let mut machine = Machine::restore(kvm, prepared, memory.clone(), root.as_ref(), &seed, steps)?;
     let (desk, mut source) = Desk::open(control);
-    if !lazy {
+    if view == View::Complete {
         let (memory, command) = (zygote.memory.clone(), zygote.write_set.command.clone());
         source.before_connection(move || memory.copy_ahead(&command));
     }

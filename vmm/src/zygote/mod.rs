@@ -18,7 +18,7 @@ use crate::{
     clock,
     machine::{self, PreparedMachine},
     memory::guest::GuestMemory,
-    protocol::{Failure, FailureKind, FromZygote, Stamps, ToZygote, WriteSet},
+    protocol::{Failure, FailureKind, FromZygote, Stamps, ToZygote, View, WriteSet},
     snapshot::Snapshot,
     sys::{
         mapping::Mapping,
@@ -78,8 +78,8 @@ pub fn serve(mut control: Channel) -> Result<(), Error> {
     };
     control.send(&FromZygote::Loaded, &[])?;
     while let Some((message, fds)) = control.receive()? {
-        let (token, lazy) = match message {
-            ToZygote::Spawn { token, lazy } => (token, lazy),
+        let (token, view) = match message {
+            ToZygote::Spawn { token, view } => (token, view),
             ToZygote::WriteSet(set) => {
                 zygote.write_set = set;
                 continue;
@@ -87,7 +87,7 @@ pub fn serve(mut control: Channel) -> Result<(), Error> {
             ToZygote::Load { .. } => return Err(Error::BadMessage("a second load")),
         };
         let Ok([socket]) = <[OwnedFd; 1]>::try_from(fds) else { return Err(Error::BadMessage("a spawn")) };
-        zygote.spawn(&mut control, token, lazy, Channel::new(socket))?;
+        zygote.spawn(&mut control, token, view, Channel::new(socket))?;
     }
     Ok(())
 }
@@ -122,10 +122,10 @@ impl Zygote {
     }
 
     /// Makes the process of one fork.
-    fn spawn(&self, control: &mut Channel, token: u64, lazy: bool, socket: Channel) -> Result<(), Error> {
+    fn spawn(&self, control: &mut Channel, token: u64, view: View, socket: Channel) -> Result<(), Error> {
         let stamps = Stamps { requested: clock::monotonic_ns(), ..Stamps::default() };
         let answer = match process::fork_as_sibling(&self.single) {
-            Ok(Forked::Child) => fork::run(self, control, socket, lazy, stamps),
+            Ok(Forked::Child) => fork::run(self, control, socket, view, stamps),
             Ok(Forked::Parent(pid)) => FromZygote::Spawned { token, pid },
             Err(error) => {
                 let message = format!("cannot make a process for the fork; raise the process limit: {error}");

@@ -14,6 +14,7 @@ fn config() -> Config {
         eager: false,
         copy_ahead: true,
         admission: Default::default(),
+        idle_unload: None,
     }
 }
 

@@ -3,7 +3,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::thread;
 
-use super::{CHUNK, Contents, Error, Filling, Image, Residency, self_test};
+use super::{CHUNK, Error, Filling, Image, Residency, self_test};
 use crate::memory::layout::PAGE;
 use crate::sys::uffd::{Scope, Uffd};
 
@@ -34,21 +34,11 @@ fn chunks_go_from_empty_to_ready() {
         assert_eq!(image.claim(3), Residency::Loading);
         image.release(3);
         assert_eq!(image.claim(3), Residency::Empty);
-        assert_eq!(image.insert(3, Contents::Data(&[9; CHUNK])).unwrap(), 0);
+        assert_eq!(image.insert(3, &[9; CHUNK]).unwrap(), 0);
         assert_eq!(image.claim(3), Residency::Ready);
         assert_eq!(image.ready_chunks(), 1);
         assert_eq!(bytes_of(&image, 3), [9; CHUNK]);
         assert_eq!(image.resident_bytes().unwrap(), CHUNK as u64);
-    }
-}
-
-#[test]
-fn zeros_take_memory_only_where_someone_may_wait_for_them() {
-    for (image, bytes) in [(Image::new(LEN).unwrap(), CHUNK as u64), (Image::eager(LEN).unwrap(), 0)] {
-        assert_eq!(image.claim(1), Residency::Empty);
-        image.insert(1, Contents::Zero).unwrap();
-        assert_eq!(image.resident_bytes().unwrap(), bytes, "{:?}", image.filling());
-        assert_eq!(bytes_of(&image, 1), [0; CHUNK]);
     }
 }
 
@@ -66,7 +56,7 @@ fn pages_brought_in_by_others_get_the_right_contents() {
     let foreign = memmap2::MmapOptions::new().populate().map_raw_read_only(&reader).unwrap();
     assert!(image.resident_bytes().unwrap() >= LEN);
     assert_eq!(image.claim(0), Residency::Empty);
-    assert_eq!(image.insert(0, Contents::Data(&[4; CHUNK])).unwrap(), CHUNK / PAGE as usize);
+    assert_eq!(image.insert(0, &[4; CHUNK]).unwrap(), CHUNK / PAGE as usize);
     assert_eq!(bytes_of(&image, 0), [4; CHUNK]);
     drop(foreign);
 }
@@ -74,7 +64,7 @@ fn pages_brought_in_by_others_get_the_right_contents() {
 #[test]
 #[should_panic(expected = "claimed before")]
 fn inserting_without_a_claim_is_a_bug() {
-    let _ = Image::new(LEN).unwrap().insert(0, Contents::Zero);
+    let _ = Image::new(LEN).unwrap().insert(0, &[0; CHUNK]);
 }
 
 #[test]
@@ -86,4 +76,27 @@ fn one_of_many_claims_wins() {
     };
     let threads: Vec<_> = (0..4).map(|_| claim(&image)).collect();
     assert_eq!(threads.into_iter().map(|thread| thread.join().unwrap()).sum::<usize>(), 16);
+}
+
+#[test]
+fn single_pages_come_first_and_their_chunk_completes_them() {
+    let image = Image::new(LEN).unwrap();
+    let mut pages = [0; CHUNK];
+    pages[..4096].fill(7);
+    pages[4096..8192].fill(8);
+    assert_eq!(image.insert_pages(&[3, 17], &pages).unwrap(), 0);
+    assert_eq!(image.resident_bytes().unwrap(), 2 * PAGE);
+    assert!(image.has_page(3) && image.has_page(17) && !image.has_page(2) && !image.has_page(16));
+    assert_eq!(image.residency(0), Residency::Empty);
+    // Once more, nothing happens.
+    assert_eq!(image.insert_pages(&[17], &[9; CHUNK]).unwrap(), 0);
+    assert_eq!(image.claim(0), Residency::Empty);
+    assert_eq!(image.insert(0, &[5; CHUNK]).unwrap(), 0, "its own page is not foreign");
+    let mut expected = [5; CHUNK];
+    expected[3 * 4096..4 * 4096].fill(7);
+    assert_eq!(bytes_of(&image, 0), expected);
+    assert_eq!(bytes_of(&image, 1)[4096..8192], [8; 4096]);
+    assert!(image.has_page(2) && !image.has_page(16));
+    assert_eq!(image.insert_pages(&[5], &[9; CHUNK]).unwrap(), 0);
+    assert_eq!(bytes_of(&image, 0), expected, "what came with the chunk stays");
 }

@@ -2,7 +2,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::{Pagemap, Pages, read, scan, total};
 use crate::memory::guest::GuestMemory;
-use crate::memory::image::{CHUNK, Contents, Image};
+use crate::memory::image::{CHUNK, Image};
 
 const LEN: u64 = 64 << 20;
 
@@ -10,7 +10,7 @@ const LEN: u64 = 64 << 20;
 fn view() -> (Image, GuestMemory) {
     let image = Image::eager(LEN).unwrap();
     image.claim(0);
-    image.insert(0, Contents::Data(&[1; CHUNK])).unwrap();
+    image.insert(0, &[1; CHUNK]).unwrap();
     let memory = GuestMemory::copy_on_write(image.reader(), LEN).unwrap();
     (image, memory)
 }

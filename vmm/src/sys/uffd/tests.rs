@@ -66,3 +66,62 @@ fn only_a_userfaultfd_is_accepted() {
     let uffd = Uffd::new(Scope::User).unwrap();
     assert!(Uffd::from_fd(uffd.into_fd()).is_ok());
 }
+
+/// Reading what was never written costs no memory, in the process or behind it; writing it costs the page.
+#[test]
+fn zeros_take_no_page() {
+    use crate::memory::guest::GuestMemory;
+    use vm_memory::{Bytes, GuestAddress};
+
+    let memory = SealedMemory::new("test", LEN).unwrap();
+    let view = GuestMemory::copy_on_write(memory.reader(), LEN).unwrap();
+    let uffd = Uffd::new(Scope::User).unwrap();
+    let base = view.mapping().address();
+    uffd.register_missing(base, LEN).unwrap();
+    assert_eq!(uffd.zero(base, 65536).unwrap(), 0);
+    let mut bytes = [1; 65536];
+    view.ram().read_slice(&mut bytes, GuestAddress(0)).unwrap();
+    assert_eq!(bytes, [0; 65536]);
+    assert_eq!(memory.allocated_bytes().unwrap(), 0);
+    view.ram().write_slice(&[7; 10], GuestAddress(4096)).unwrap();
+    assert_eq!(memory.allocated_bytes().unwrap(), 0);
+    // What was written stays; the rest of a range that is mapped in part is mapped.
+    assert_eq!(uffd.zero(base, 131_072).unwrap(), 16);
+    view.ram().read_slice(&mut bytes, GuestAddress(65536)).unwrap();
+    assert_eq!(bytes, [0; 65536]);
+    let mut written = [0; 10];
+    view.ram().read_slice(&mut written, GuestAddress(4096)).unwrap();
+    assert_eq!(written, [7; 10]);
+    assert_eq!(memory.allocated_bytes().unwrap(), 0);
+}
+
+/// Page tables tell what was used, page by page.
+#[test]
+fn neighbours_of_a_page_stay_out() {
+    use crate::memory::guest::GuestMemory;
+    use crate::sys::pagemap::{Pagemap, Pages};
+    use vm_memory::{Bytes, GuestAddress};
+
+    let memory = SealedMemory::new("test", LEN).unwrap();
+    memory.write(0, &vec![1; LEN as usize]);
+    let pages = |exact: bool| {
+        let view = GuestMemory::copy_on_write(memory.reader(), LEN).unwrap();
+        let uffd = exact.then(|| Uffd::without_fault_around(view.mapping()).unwrap());
+        for page in [3, 5, 40] {
+            assert_eq!(view.ram().read_obj::<u8>(GuestAddress(page * 4096)).unwrap(), 1);
+        }
+        view.ram().write_obj(7_u8, GuestAddress(90 * 4096)).unwrap();
+        assert_eq!(view.ram().read_obj::<u8>(GuestAddress(90 * 4096)).unwrap(), 7);
+        let base = view.mapping().address();
+        let find = |wanted| Pagemap::own().unwrap().find(wanted, base, LEN).unwrap();
+        let numbers = |ranges: Vec<std::ops::Range<u64>>| -> Vec<u64> {
+            let pages = ranges.into_iter().flat_map(|range| (range.start..range.end).step_by(4096));
+            pages.map(|address| (address - base) / 4096).collect()
+        };
+        let found = (numbers(find(Pages::Shared)), numbers(find(Pages::Private)));
+        drop(uffd);
+        found
+    };
+    assert_eq!(pages(true), (vec![3, 5, 40], vec![90]));
+    assert!(pages(false).0.len() > 3, "otherwise the kernel brings in more than was touched");
+}

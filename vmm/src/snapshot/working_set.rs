@@ -1,0 +1,228 @@
+//! Which pages a fork touches first: `working-set.json`, beside the snapshot and optional.
+//!
+//! ```text
+//! {"format":1,"read":[[first_page,pages],...],"write":[[first_page,pages],...]}
+//! ```
+//!
+//! Pages of 4 KiB by their number in the image; each list is sorted and its ranges are disjoint; a page that is written is in
+//! `write` only. It is advice: wrong, it costs time and memory, never correctness. So it is not part of what the
+//! manifest vouches for, may be replaced at any time, and is read like everything else from disk: checked, or refused.
+
+use std::collections::{BTreeSet, HashSet};
+use std::fmt;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::dir::Dir;
+use super::{CHUNK, Damage, Error, Snapshot, damaged, file, io_error};
+use crate::memory::layout::PAGE;
+
+/// Number of the format this build writes and reads.
+const FORMAT: u32 = 1;
+
+/// Most ranges in each list: a set in more pieces than this is no set that anything can be done with in one batch.
+const MAX_RANGES: usize = 1 << 16;
+
+/// Longest file in bytes: both lists full, 24 bytes a range.
+const MAX_BYTES: u64 = 48 * MAX_RANGES as u64;
+
+/// A run of pages of the image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "(u64, u64)", into = "(u64, u64)")]
+pub struct PageRange {
+    /// Number of the first page.
+    pub first: u64,
+    /// How many; at least one.
+    pub pages: u64,
+}
+
+impl From<(u64, u64)> for PageRange {
+    fn from((first, pages): (u64, u64)) -> Self {
+        Self { first, pages }
+    }
+}
+
+impl From<PageRange> for (u64, u64) {
+    fn from(range: PageRange) -> Self {
+        (range.first, range.pages)
+    }
+}
+
+/// The pages that a fork touches between its forkpoint and its first answers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WorkingSet {
+    /// Read and not written.
+    pub read: Vec<PageRange>,
+    /// Written.
+    pub write: Vec<PageRange>,
+}
+
+/// As it is on disk.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    format: u32,
+    read: Vec<PageRange>,
+    write: Vec<PageRange>,
+}
+
+impl WorkingSet {
+    /// From page numbers in any order, repeated or not; what is written is taken out of what is read.
+    pub fn new(read: impl IntoIterator<Item = u64>, write: impl IntoIterator<Item = u64>) -> Self {
+        let write: BTreeSet<u64> = write.into_iter().collect();
+        let read: BTreeSet<u64> = read.into_iter().filter(|page| !write.contains(page)).collect();
+        Self { read: ranges(read), write: ranges(write) }
+    }
+
+    /// Number of pages read, and of pages written.
+    pub fn pages(&self) -> (u64, u64) {
+        let count = |ranges: &[PageRange]| ranges.iter().map(|range| range.pages).sum();
+        (count(&self.read), count(&self.write))
+    }
+
+    /// The chunks these pages are in, each once, in order.
+    pub fn chunks(&self) -> Vec<u64> {
+        let per_chunk = CHUNK as u64 / PAGE;
+        let of = |range: &PageRange| range.first / per_chunk..=(range.first + range.pages - 1) / per_chunk;
+        let all: BTreeSet<u64> = self.read.iter().chain(&self.write).flat_map(of).collect();
+        all.into_iter().collect()
+    }
+
+    /// Writes it into the snapshot directory at `path`, and the pages it names beside it, in place of an older one.
+    /// Each file is replaced durably and in one step; between the two steps they may differ, which hurts nobody.
+    ///
+    /// # Errors
+    /// [`Error`] when the snapshot is damaged or cannot be written to; an older one is then still there.
+    pub fn write(&self, path: &Path) -> Result<(), Error> {
+        self.write_after(&Self::default(), path)
+    }
+
+    /// As [`WorkingSet::write`], with the pages of `first`, a part of this set that is wanted before the rest, before the rest:
+    /// those until the acknowledgement before those until the end of a command.
+    ///
+    /// # Errors
+    /// As [`WorkingSet::write`].
+    pub fn write_after(&self, first: &Self, path: &Path) -> Result<(), Error> {
+        let snapshot = Snapshot::open(path)?;
+        let dir = snapshot.directory();
+        let known: HashSet<u64> = first.in_order().collect();
+        let others = self.in_order().filter(|page| !known.contains(page));
+        let pages = if known.is_empty() {
+            snapshot.pack_pages(others, std::iter::empty())?
+        } else {
+            snapshot.pack_pages(first.in_order(), others)?
+        };
+        dir.replace_durably(file::WORKING_PAGES, &pages)?;
+        dir.replace_durably(file::WORKING_SET, &self.encode())
+    }
+
+    /// All pages; what is written is certain to be wanted, so it comes before what is read.
+    fn in_order(&self) -> impl Iterator<Item = u64> {
+        let ranges = self.write.iter().chain(&self.read);
+        ranges.flat_map(|range| range.first..range.first + range.pages)
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let document = Document { format: FORMAT, read: self.read.clone(), write: self.write.clone() };
+        serde_json::to_vec(&document).expect("numbers are JSON")
+    }
+
+    /// Decodes for an image of `memory_bytes`; everything is checked.
+    fn decode(text: &[u8], memory_bytes: u64) -> Result<Self, Error> {
+        let Document { format, read, write } =
+            serde_json::from_slice(text).map_err(|source| Error::Json { file: file::WORKING_SET, source })?;
+        let bad = |what| damaged(file::WORKING_SET, Damage::Structure(what));
+        if format != FORMAT {
+            return Err(bad("it has another format"));
+        }
+        check(&read, memory_bytes / PAGE).map_err(bad)?;
+        check(&write, memory_bytes / PAGE).map_err(bad)?;
+        if overlap(&read, &write) {
+            return Err(bad("a page is in both of its lists"));
+        }
+        Ok(Self { read, write })
+    }
+}
+
+impl Snapshot {
+    /// The recorded working set, if there is one.
+    ///
+    /// # Errors
+    /// [`Error`] when it cannot be read or is not what it should be; the snapshot is as good without it.
+    pub fn working_set(&self) -> Result<Option<WorkingSet>, Error> {
+        match self.directory().read(file::WORKING_SET, MAX_BYTES) {
+            Ok(text) => WorkingSet::decode(&text, self.manifest().memory_bytes).map(Some),
+            Err(Error::Missing { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Dir {
+    /// Writes a file beside its final name and gives it that, in place of what had it.
+    fn replace_durably(&self, name: &'static str, bytes: &[u8]) -> Result<(), Error> {
+        let beside = format!(".{name}.new");
+        // What a crash left of an earlier attempt.
+        match self.remove_file(&beside) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(io_error("remove", beside)(error));
+            }
+            _ => {}
+        }
+        self.write_durably(&beside, bytes)?;
+        self.rename(&beside, name).map_err(io_error("rename to", name))?;
+        self.sync().map_err(io_error("sync", "the directory"))
+    }
+}
+
+impl fmt::Display for WorkingSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (read, write) = self.pages();
+        write!(f, "{read} pages read, {write} written")
+    }
+}
+
+fn ranges(pages: BTreeSet<u64>) -> Vec<PageRange> {
+    let mut out: Vec<PageRange> = Vec::new();
+    for page in pages {
+        match out.last_mut() {
+            Some(last) if last.first + last.pages == page => last.pages += 1,
+            _ => out.push(PageRange { first: page, pages: 1 }),
+        }
+    }
+    out
+}
+
+fn check(ranges: &[PageRange], pages: u64) -> Result<(), &'static str> {
+    if ranges.len() > MAX_RANGES {
+        return Err("it has too many ranges");
+    }
+    let mut end = 0;
+    for range in ranges {
+        if range.first < end {
+            return Err("its ranges are not in order");
+        }
+        let after = range.first.checked_add(range.pages).filter(|&after| after <= pages && range.pages > 0);
+        end = after.ok_or("a range is empty or outside of the memory")?;
+    }
+    Ok(())
+}
+
+/// Whether two lists, each in order, share a page.
+fn overlap(a: &[PageRange], b: &[PageRange]) -> bool {
+    let (mut a, mut b) = (a.iter().peekable(), b.iter().peekable());
+    while let (Some(x), Some(y)) = (a.peek(), b.peek()) {
+        if x.first + x.pages <= y.first {
+            a.next();
+        } else if y.first + y.pages <= x.first {
+            b.next();
+        } else {
+            return true;
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests;
