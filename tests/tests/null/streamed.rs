@@ -39,7 +39,7 @@ fn children_are_told_of_while_others_are_still_made() {
     assert!(first.iter().all(|fork| fork.parked));
     assert_eq!(daemon.list(false).iter().filter(|fork| fork.timings_us.is_some()).count(), first.len());
     proc::signal(zygote, Signal::CONT);
-    let rest: Vec<_> = std::iter::from_fn(|| answer.next()).map(fork).collect();
+    let rest: Vec<_> = answer.by_ref().map(fork).collect();
     let ids: HashSet<_> = first.iter().chain(&rest).map(|fork| fork.id.as_str()).collect();
     assert_eq!(ids.len() as u32, PARKED + MADE);
     assert_eq!(daemon.list(false).len() as u32, PARKED + MADE);
