@@ -60,10 +60,10 @@ fn who_goes_away_keeps_what_was_handed_out_and_gets_nothing_else() {
 fn every_child_has_one_line() {
     let daemon = Daemon::with_null();
     let names: Vec<_> = (0..60).map(|number| format!("n{}", number % 50)).collect();
-    let mut answer = daemon.create_streamed(&json!({"template": "null", "names": names}));
+    let answer = daemon.create_streamed(&json!({"template": "null", "names": names}));
     let mut seen = vec![0; names.len()];
     let (mut made, mut refused) = (0, 0);
-    while let Some(event) = answer.next() {
+    for event in answer {
         seen[event.index as usize] += 1;
         match event.result {
             ForkResult::Fork(fork) => {
