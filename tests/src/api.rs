@@ -40,12 +40,16 @@ impl Created {
     pub fn status(&self) -> u16 {
         self.0.status
     }
+}
 
-    /// The next child; `None` after the last.
-    ///
-    /// # Panics
-    /// When the answer breaks off.
-    pub fn next(&mut self) -> Option<ForkEvent> {
+/// The children, in the order in which they are ready.
+///
+/// # Panics
+/// When the answer breaks off.
+impl Iterator for Created {
+    type Item = ForkEvent;
+
+    fn next(&mut self) -> Option<ForkEvent> {
         let line = self.0.line().expect("the answer comes to its end")?;
         Some(serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error} in {line:?}")))
     }

@@ -39,7 +39,7 @@ fn children_are_told_of_while_others_are_still_made() {
     assert!(first.iter().all(|fork| fork.parked));
     assert_eq!(daemon.list(false).iter().filter(|fork| fork.timings_us.is_some()).count(), first.len());
     proc::signal(zygote, Signal::CONT);
-    let rest: Vec<_> = std::iter::from_fn(|| answer.next()).map(fork).collect();
+    let rest: Vec<_> = answer.by_ref().map(fork).collect();
     let ids: HashSet<_> = first.iter().chain(&rest).map(|fork| fork.id.as_str()).collect();
     assert_eq!(ids.len() as u32, PARKED + MADE);
     assert_eq!(daemon.list(false).len() as u32, PARKED + MADE);
@@ -60,10 +60,10 @@ fn who_goes_away_keeps_what_was_handed_out_and_gets_nothing_else() {
 fn every_child_has_one_line() {
     let daemon = Daemon::with_null();
     let names: Vec<_> = (0..60).map(|number| format!("n{}", number % 50)).collect();
-    let mut answer = daemon.create_streamed(&json!({"template": "null", "names": names}));
+    let answer = daemon.create_streamed(&json!({"template": "null", "names": names}));
     let mut seen = vec![0; names.len()];
     let (mut made, mut refused) = (0, 0);
-    while let Some(event) = answer.next() {
+    for event in answer {
         seen[event.index as usize] += 1;
         match event.result {
             ForkResult::Fork(fork) => {
