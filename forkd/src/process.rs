@@ -183,6 +183,8 @@ fn spawn(program: &std::path::Path, role: &str, control: OwnedFd) -> io::Result<
             command.env(name, value);
         }
     }
+    // A fork has three threads and little to allocate: a heap for each would only be memory.
+    command.env("MALLOC_ARENA_MAX", "1");
     Ok(command.current_dir("/").spawn()?.id())
 }
 

@@ -16,7 +16,9 @@ use kvm_ioctls::Kvm;
 use crate::{
     channel::{self, Channel},
     devices::Devices,
-    machine::{self, About, BootFiles, ConsoleReader, EventLoopSeed, Halt, Interrupter, Machine, Observer, Source},
+    machine::{
+        self, About, BootFiles, ConsoleReader, EventLoopSeed, Halt, Interrupter, Machine, Observer, Source,
+    },
     protocol::{BuildSpec, Failure, FailureKind, FromBuilder, StopReason, ToBuilder},
     vcpu, zygote,
 };

@@ -30,7 +30,9 @@ pub async fn reset(
         fork.reset(&shared.engine, &request, within).await?;
         Ok(fork.info())
     });
-    task.await.unwrap_or_else(|error| {
-        Err(Error::new(super::error::Code::Internal, "the reset's task was lost").because(error))
-    }).map(Json)
+    task.await
+        .unwrap_or_else(|error| {
+            Err(Error::new(super::error::Code::Internal, "the reset's task was lost").because(error))
+        })
+        .map(Json)
 }

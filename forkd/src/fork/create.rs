@@ -172,8 +172,7 @@ async fn make(
     };
     // The fork reads it when it is ready; a fork that is never made is reported by the zygote.
     let sent = socket.send(&activate, &[]).await;
-    let (supervisor, outcome) =
-        Supervisor::new(engine.clone(), fork, socket, Some(permit));
+    let (supervisor, outcome) = Supervisor::new(engine.clone(), fork, socket, Some(permit));
     tokio::spawn(supervisor.run(spawned));
     if let Err(error) = sent {
         tracing::debug!(%error, "activation was not sent");

@@ -47,7 +47,10 @@ impl Fork {
             }
             Err(_) => {
                 self.kill("timeout", "it did not come back from a reset in the time given");
-                Err(Error::new(Code::ForkTimeout, format!("fork {} was not reset in the time given", self.id)))
+                Err(Error::new(
+                    Code::ForkTimeout,
+                    format!("fork {} was not reset in the time given", self.id),
+                ))
             }
         }
     }

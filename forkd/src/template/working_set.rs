@@ -23,7 +23,12 @@ pub async fn learn(engine: Arc<Engine>, template: Arc<Template>, loaded: Arc<Loa
         Ok(set) => {
             let pages = |runs: &[PageRun]| runs.iter().map(|(_, pages)| pages).sum::<u64>();
             let (acknowledge, command) = (pages(&set.acknowledge), pages(&set.command));
-            tracing::debug!(template = template.name(), acknowledge, command, "pages written first are known");
+            tracing::debug!(
+                template = template.name(),
+                acknowledge,
+                command,
+                "pages written first are known"
+            );
             if let Err(error) = loaded.zygote.set_write_set(set).await {
                 tracing::debug!(template = template.name(), error = chain(&error), "no write set");
             }

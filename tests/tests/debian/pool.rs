@@ -54,9 +54,8 @@ fn rehearsed_forks_that_waited_are_like_fresh_ones() {
     let daemon = guest::daemon();
     park(&daemon, ONE, 3);
     std::thread::sleep(WAIT);
-    let uptime = |fork: &ForkInfo| -> f64 {
-        daemon.sh(&fork.id, "cut -d' ' -f1 /proc/uptime").parse().unwrap()
-    };
+    let uptime =
+        |fork: &ForkInfo| -> f64 { daemon.sh(&fork.id, "cut -d' ' -f1 /proc/uptime").parse().unwrap() };
     let parked = fork(&daemon, ONE, "use");
     let fresh = fork(&daemon, ONE, "bypass");
     assert_eq!(daemon.sh(&parked.id, TRACES), daemon.sh(&fresh.id, TRACES));
@@ -88,14 +87,19 @@ fn reset_and_look(template: &str) {
     for keep_writes in [true, false] {
         daemon.sh(&fork.id, "echo x > /root/mark; sleep 1000 >/dev/null 2>&1 & ls /root/mark");
         let path = format!("/v1/forks/{}/reset", fork.id);
-        let reset: ForkInfo =
-            daemon.call("POST", &path, Some(&json!({"keep_writes": keep_writes, "timeout_ms": 300_000}))).unwrap();
+        let reset: ForkInfo = daemon
+            .call("POST", &path, Some(&json!({"keep_writes": keep_writes, "timeout_ms": 300_000})))
+            .unwrap();
         assert_eq!((&reset.id, reset.pid, &reset.hostname), (&fork.id, fork.pid, &fork.hostname));
         assert!(reset.generation > fork.generation);
         assert_eq!(daemon.sh(&fork.id, "ls /root/mark 2>/dev/null; pgrep -x sleep; echo clean"), "clean");
         let witness = Witness::ask(&daemon, &fork.id);
         assert_eq!(witness.generation, reset.generation.to_string());
-        assert_eq!((witness.pid, &witness.secret), (first.pid, &first.secret), "the template's own process is back");
+        assert_eq!(
+            (witness.pid, &witness.secret),
+            (first.pid, &first.secret),
+            "the template's own process is back"
+        );
         assert!(seen.insert(witness.getrandom) && seen.insert(witness.token), "randomness is fresh");
         wall_clock_is_right(&daemon, &fork.id);
     }

@@ -31,7 +31,8 @@ fn a_zygote_that_may_not_fork_says_so() {
     let daemon = Daemon::with_null();
     let zygote = Pid::from_raw(daemon.zygote("null")).unwrap();
     // The lowest free number goes to the control socket of a fork, and none is left for its VM.
-    let open = |number: &u64| std::fs::exists(format!("/proc/{}/fd/{number}", zygote.as_raw_nonzero())).unwrap();
+    let open =
+        |number: &u64| std::fs::exists(format!("/proc/{}/fd/{number}", zygote.as_raw_nonzero())).unwrap();
     let enough = (0..).find(|number| !open(number)).unwrap() + 1;
     let few = Rlimit { current: Some(enough), maximum: Some(enough) };
     rustix::process::prlimit(Some(zygote), Resource::Nofile, few).unwrap();

@@ -110,7 +110,10 @@ fn a_rehearsed_fork_has_the_memory_of_one_that_never_ran() {
     let fresh = with_parked(1, "off", true);
     let untouched = guest_memory(*parked_pids(&fresh).iter().next().unwrap());
     for keep_writes in [true, false] {
-        set_pool(&fresh, &json!({"low": 1, "high": 1, "rehearsal": "acknowledge", "keep_writes": keep_writes}));
+        set_pool(
+            &fresh,
+            &json!({"low": 1, "high": 1, "rehearsal": "acknowledge", "keep_writes": keep_writes}),
+        );
         until_parked(&fresh, 1);
         let rehearsed = guest_memory(*parked_pids(&fresh).iter().next().unwrap());
         assert!(rehearsed == untouched, "rehearsals leave nothing behind");
@@ -135,7 +138,10 @@ fn a_fork_is_reset_in_place_again_and_again() {
         let last = daemon.inspect(&fork.id).unwrap();
         let body = json!({"identity": identity, "keep_writes": keep});
         let reset: ForkInfo = daemon.call("POST", &path, Some(&body)).unwrap();
-        assert_eq!((reset.id.as_str(), reset.pid, reset.state), (fork.id.as_str(), Some(pid), ForkState::Running));
+        assert_eq!(
+            (reset.id.as_str(), reset.pid, reset.state),
+            (fork.id.as_str(), Some(pid), ForkState::Running)
+        );
         assert!(generations.insert(reset.generation), "each activation has a generation of its own");
         assert_eq!(reset.machine_id == last.machine_id, identity == "same");
         assert_eq!(guest_memory(pid).len(), before.len());

@@ -19,7 +19,7 @@ use crate::sys::{
 };
 
 /// Bytes copied at a time by [`GuestMemory::rewind`].
-const REWIND_PIECE: u64 = 64 * 1024;
+const REWIND_PIECE: u64 = 16 * 1024;
 
 /// The memory of one guest.
 #[derive(Clone, Debug)]

@@ -71,7 +71,8 @@ impl Vcpu {
     }
 
     fn with_cpuid(vm: &Vm, id: u8, cpuid: Arc<CpuidEntries>, entries: &CpuId) -> Result<Self, Error> {
-        let mut vcpu = Self { fd: vm.create_vcpu(id)?, id, xsave_size: vm.xsave_size(), cpuid, tsc_offset: None };
+        let mut vcpu =
+            Self { fd: vm.create_vcpu(id)?, id, xsave_size: vm.xsave_size(), cpuid, tsc_offset: None };
         // Before everything else: MSRs and extended state are checked against it.
         vcpu.fd.set_cpuid2(entries).map_err(vcpu.kvm("KVM_SET_CPUID2"))?;
         // Hypercalls carry their arguments in registers; this spares an ioctl for each.

@@ -18,11 +18,12 @@ use crate::{
     channel::Channel,
     clock,
     machine::{
-        self, About, EventLoop, EventLoopSeed, Forkpoint, Halt, Interrupter, Machine, Paused, RunningLoop, Steps,
+        self, About, EventLoop, EventLoopSeed, Forkpoint, Halt, Interrupter, Machine, Paused, RunningLoop,
+        Steps,
     },
     memory::layout::PAGE,
     protocol::{FromFork, MAX_PAGE_RUNS, PageRun, Stamps, StopReason, ToFork, View},
-    sys::uffd::Uffd,
+    sys::{process, uffd::Uffd},
 };
 
 /// zstd level of the chunks of a snapshot that a fork writes.
@@ -115,6 +116,8 @@ fn live(
         let (desk, source) = Desk::open(control);
         fork.desk = desk;
         event_loop = still.with_source(source)?.start()?;
+        // What the way here took is not needed again, and the fork may wait for long.
+        process::trim_heap();
     }
 }
 

@@ -118,7 +118,19 @@ impl Zygote {
             kvm.create_vm().map_err(|source| fail(&machine::Error::Kvm { call: "KVM_CREATE_VM", source }))?;
         let daemon = rustix::process::getppid();
         let image = File::from(image);
-        Ok(Self { _open_vm: open_vm, kvm, machine, memory, image, root, write_set: WriteSet::default(), snapshot, msr_list, daemon, single })
+        Ok(Self {
+            _open_vm: open_vm,
+            kvm,
+            machine,
+            memory,
+            image,
+            root,
+            write_set: WriteSet::default(),
+            snapshot,
+            msr_list,
+            daemon,
+            single,
+        })
     }
 
     /// Makes the process of one fork.
