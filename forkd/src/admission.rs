@@ -6,7 +6,7 @@
 //! two looks, what was granted is subtracted. A request costs a lock and some additions, no system call.
 //!
 //! A fork shares its template's memory until it writes, so memory is promised, not taken. What is promised to a fork is
-//! what forks of its template have been seen to hold, times a factor, and never less than a floor ([`growth`]). Parked
+//! what forks of its template have been seen to hold, times a factor, and never less than a floor (`growth`). Parked
 //! forks are memory in reserve: they are given up before a request is refused.
 
 use std::{

@@ -9,10 +9,12 @@ use utoipa::ToSchema;
 pub use super::error::{ErrorAnswer, ErrorBody, Kind};
 pub use exec::*;
 pub use fork::*;
+pub use pool::*;
 pub use residency::*;
 
 mod exec;
 mod fork;
+mod pool;
 mod residency;
 
 /// A command: a string for `/bin/sh -c`, or program and arguments.
@@ -253,85 +255,6 @@ pub struct TemplateInfo {
     pub spec: BuildTemplate,
 }
 
-/// What a parked fork runs before it is given out. It then goes back to its forkpoint, and nothing of it stays.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Rehearsal {
-    /// Nothing.
-    Off,
-    /// The way to the acknowledgement.
-    Acknowledge,
-    /// The same and a command that does nothing.
-    #[default]
-    Command,
-}
-
-/// What a pool should hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct PoolSettings {
-    /// Parked forks at rest, at most `high`.
-    #[serde(default)]
-    pub low: u32,
-    /// Most parked forks, 0 to 4096; 0 is no pool.
-    #[serde(default)]
-    pub high: u32,
-    /// What they run before.
-    #[serde(default)]
-    pub rehearsal: Rehearsal,
-    /// Whether the pages written in the rehearsal stay private: no copying after the activation, for their memory.
-    #[serde(default = "yes")]
-    pub keep_writes: bool,
-}
-
-fn yes() -> bool {
-    true
-}
-
-impl Default for PoolSettings {
-    fn default() -> Self {
-        Self { low: 0, high: 0, rehearsal: Rehearsal::default(), keep_writes: true }
-    }
-}
-
-/// A pool.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, ToSchema)]
-pub struct PoolInfo {
-    /// See [`PoolSettings`].
-    pub low: u32,
-    /// See [`PoolSettings`].
-    pub high: u32,
-    /// See [`PoolSettings`].
-    pub rehearsal: Rehearsal,
-    /// See [`PoolSettings`].
-    pub keep_writes: bool,
-    /// How many parked forks are wanted now.
-    pub target: u32,
-    /// Parked forks.
-    pub parked: u32,
-    /// Being made.
-    pub building: u32,
-    /// Requests served by a parked fork.
-    pub hits: u64,
-    /// Requests that found none.
-    pub misses: u64,
-    /// Parked forks that died.
-    pub died: u64,
-    /// How long the last refill took, in milliseconds.
-    pub refill_ms: f64,
-}
-
-/// Whether a request may be served by a parked fork.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum PoolUse {
-    /// If there is one.
-    #[default]
-    Use,
-    /// No: the fork is made from nothing.
-    Bypass,
-}
-
 /// All templates.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Templates {
@@ -373,39 +296,6 @@ pub struct CreateForks {
     /// Kept with each fork and shown with it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,
-}
-
-/// The answer of a fork's agent to a ping.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize, ToSchema)]
-pub struct Pong {
-    /// Microseconds from the request to the agent's answer, by the daemon's clock.
-    pub micros: f64,
-}
-
-/// What a fork is called after a reset.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum NextIdentity {
-    /// As before. Its generation and its randomness are new all the same.
-    #[default]
-    Same,
-    /// The same id and names, another machine id.
-    New,
-}
-
-/// How to reset a fork.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct ResetFork {
-    /// Its identity from then on.
-    #[serde(default)]
-    pub identity: NextIdentity,
-    /// Keep the memory of pages it wrote, up to 32 MiB, so that writing them again is fast.
-    #[serde(default = "yes")]
-    pub keep_writes: bool,
-    /// Longest time to the acknowledgement in milliseconds.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub timeout_ms: Option<u64>,
 }
 
 /// How long each phase of a fork took, in microseconds.

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::api::types::{
     self, ConsoleAnswer, CreateForks, ForkEvent, ForkInfo, ForkMemory, ForkResult, ForkState, Forks, Killed,
-    SnapshotFork, TemplateInfo,
+    NextIdentity, ResetFork, SnapshotFork, TemplateInfo,
 };
 
 /// `NAME=VALUE`.
@@ -321,6 +321,35 @@ impl Snapshot {
             output.print(&template)
         } else {
             println!("{}", template.name)
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// A fork to reset.
+#[derive(Debug, clap::Args)]
+pub struct Reset {
+    /// Its id or name
+    id: String,
+    /// Give it another machine id
+    #[arg(long)]
+    new_identity: bool,
+    /// Give the memory of pages it wrote back, instead of keeping up to 32 MiB for the next time
+    #[arg(long)]
+    drop_writes: bool,
+}
+
+impl Reset {
+    /// Runs it.
+    pub async fn run(self, client: &Client, output: Output) -> Result<ExitCode, Failure> {
+        let path = format!("/v1/forks/{}/reset", segment(&self.id));
+        let identity = if self.new_identity { NextIdentity::New } else { NextIdentity::Same };
+        let request = ResetFork { identity, keep_writes: !self.drop_writes, timeout_ms: None };
+        let fork: ForkInfo = client.post(&path, &request).await?;
+        if output.json {
+            output.print(&fork)
+        } else {
+            println!("{}", fork.id)
         }
         Ok(ExitCode::SUCCESS)
     }

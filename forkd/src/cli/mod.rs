@@ -62,6 +62,8 @@ enum Command {
     Inspect(fork::Inspect),
     /// Make a template of a running fork
     Snapshot(fork::Snapshot),
+    /// Take a running fork back to where its template was frozen, in place
+    Reset(fork::Reset),
     /// Print the completions of a shell
     Completions {
         /// For which shell
@@ -101,6 +103,7 @@ async fn run(args: Args, output: Output) -> Result<ExitCode, Failure> {
         Command::Ps(ps) => ps.run(&client()?, output).await,
         Command::Kill(kill) => kill.run(&client()?, output).await,
         Command::Inspect(inspect) => inspect.run(&client()?, output).await,
+        Command::Reset(reset) => reset.run(&client()?, output).await,
         Command::Snapshot(snapshot) => snapshot.run(&client()?, output).await,
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Args::command(), "forkling", &mut std::io::stdout());

@@ -39,3 +39,36 @@ pub struct ForkEvent {
     #[serde(flatten)]
     pub result: ForkResult,
 }
+
+/// The answer of a fork's agent to a ping.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Pong {
+    /// Microseconds from the request to the agent's answer, by the daemon's clock.
+    pub micros: f64,
+}
+
+/// What a fork is called after a reset.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum NextIdentity {
+    /// As before. Its generation and its randomness are new all the same.
+    #[default]
+    Same,
+    /// The same id and names, another machine id.
+    New,
+}
+
+/// How to reset a fork.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ResetFork {
+    /// Its identity from then on.
+    #[serde(default)]
+    pub identity: NextIdentity,
+    /// Keep the memory of pages it wrote, up to 32 MiB, so that writing them again is fast.
+    #[serde(default = "super::pool::yes")]
+    pub keep_writes: bool,
+    /// Longest time to the acknowledgement in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+}
