@@ -33,7 +33,9 @@ fn lazy_is_eager_and_each_page_is_read_once() {
     lazy.wait_complete(guest::ONE);
     let read = bytes_read(lazy.pid()) - before;
     println!("lazy: 8 forks after {first:?}; {read} bytes read of {stored} stored");
-    assert!(read < stored + stored / 4 + (1 << 20), "{read} bytes were read for {stored} stored");
+    // The pages that forks are known to touch are kept a second time, at most 8 MiB of them, to be read first.
+    let most = stored + stored / 4 + (9 << 20);
+    assert!(read < most, "{read} bytes were read for {stored} stored");
     assert_eq!(Image::of(lazy.zygote(guest::ONE)).checksum(), expected);
     drop(lazy);
 
