@@ -137,6 +137,11 @@ impl Admission {
         self.state.lock().expect("no panic under this lock")
     }
 
+    /// Bytes of memory available to forks at the last look, the reserve included.
+    pub fn available(&self) -> u64 {
+        self.state().ledger.room.available
+    }
+
     /// How fast forks come and go.
     pub fn rates(&self) -> Rates {
         self.state().ledger.rates

@@ -128,6 +128,14 @@ impl Connection {
         Ok(call)
     }
 
+    /// Makes a call that is answered by [`Event::Pong`]: a ping, or a freeze.
+    pub async fn round_trip(self: &Arc<Self>, kind: Kind) -> Result<(), Error> {
+        match self.call(kind, &[])?.next().await? {
+            Event::Pong => Ok(()),
+            _ => Err(Error::Malformed("answer: not a pong")),
+        }
+    }
+
     async fn dispatch(&self, (header, payload): (Header, Vec<u8>)) {
         let sender = {
             let mut calls = self.calls.lock().expect("no panic under this lock");

@@ -14,7 +14,7 @@ use super::{
     types::Pong,
 };
 use crate::{
-    agent::{self, Event},
+    agent,
     fork::{Fork, monotonic_ns},
     limits::AGENT_GRACE,
 };
@@ -39,9 +39,5 @@ async fn round_trip(fork: &Arc<Fork>) -> Result<(), Error> {
         Error::new(Code::AgentUnreachable, format!("the agent of fork {} did not answer", fork.id))
             .because(chain(&error))
     };
-    let mut call = fork.agent().await?.call(Kind::Ping, &[]).map_err(lost)?;
-    match call.next().await.map_err(lost)? {
-        Event::Pong => Ok(()),
-        _ => Err(lost(agent::Error::Malformed("answer to a ping"))),
-    }
+    fork.agent().await?.round_trip(Kind::Ping).await.map_err(lost)
 }

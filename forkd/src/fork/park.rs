@@ -61,7 +61,6 @@ pub struct Parked {
     /// Its control socket.
     pub socket: Arc<Socket>,
     process: Doomed,
-    generation: u64,
 }
 
 /// Pages that the guest touched in a rehearsal.
@@ -88,9 +87,9 @@ impl Parked {
 /// Makes a parked fork. The template's image is complete. Cancelled, it leaves nothing.
 pub async fn park(engine: &Engine, zygote: &Zygote, settings: &PoolSettings) -> Result<Parked, Error> {
     let work = async {
-        let mut parked = make(engine, zygote, View::Complete).await?;
+        let parked = make(zygote, View::Complete).await?;
         if settings.rehearsal != Rehearsal::Off {
-            parked.rehearse(settings.rehearsal).await?;
+            parked.rehearse(engine, settings.rehearsal).await?;
             parked.rewind(settings.keep_writes).await?;
         }
         Ok(parked)
@@ -101,8 +100,8 @@ pub async fn park(engine: &Engine, zygote: &Zygote, settings: &PoolSettings) -> 
 /// What a fork touches from its forkpoint to the end of a rehearsal. The fork ends with it.
 pub async fn touched(engine: &Engine, zygote: &Zygote, rehearsal: Rehearsal) -> Result<Touched, Error> {
     let work = async {
-        let mut parked = make(engine, zygote, View::Exact).await?;
-        parked.rehearse(rehearsal).await?;
+        let parked = make(zygote, View::Exact).await?;
+        parked.rehearse(engine, rehearsal).await?;
         parked.socket.send(&ToFork::Rewind { keep_writes: false, report: true }, &[]).await?;
         match parked.hear().await? {
             FromFork::WorkingSet { read, write } => Ok(Touched { read, write }),
@@ -112,13 +111,12 @@ pub async fn touched(engine: &Engine, zygote: &Zygote, rehearsal: Rehearsal) -> 
     timeout(PARK_TIMEOUT, work).await.map_err(|_| Error::Late)?
 }
 
-async fn make(engine: &Engine, zygote: &Zygote, view: View) -> Result<Parked, Error> {
+async fn make(zygote: &Zygote, view: View) -> Result<Parked, Error> {
     let (socket, theirs) = control::pair()?;
     let spawned = zygote.spawn(theirs, view).await?;
     let pid = spawned.await.map_err(|_| Error::NoZygote)?.map_err(Error::Failed)?;
     let process = Doomed::new(Process::adopt(pid)?);
-    let generation = engine.generation().map_err(|error| Error::Identity(error.to_string()))?;
-    let parked = Parked { socket: Arc::new(socket), process, generation };
+    let parked = Parked { socket: Arc::new(socket), process };
     parked.until_parked().await?;
     Ok(parked)
 }
@@ -144,8 +142,9 @@ impl Parked {
     }
 
     /// Runs what a fork runs first, under an identity that nobody keeps.
-    async fn rehearse(&mut self, rehearsal: Rehearsal) -> Result<(), Error> {
-        let identity = Identity::new(&Choice::default(), self.generation);
+    async fn rehearse(&self, engine: &Engine, rehearsal: Rehearsal) -> Result<(), Error> {
+        let generation = engine.generation().map_err(|error| Error::Identity(error.to_string()))?;
+        let identity = Identity::new(&Choice::default(), generation);
         let mailbox = identity.mailbox().map_err(|error| Error::Identity(error.to_string()))?;
         self.socket.send(&ToFork::Activate { mailbox, advance_monotonic: false }, &[]).await?;
         match self.hear().await? {
@@ -186,7 +185,7 @@ impl Parked {
         }
     }
 
-    async fn rewind(&mut self, keep_writes: bool) -> Result<(), Error> {
+    async fn rewind(&self, keep_writes: bool) -> Result<(), Error> {
         self.socket.send(&ToFork::Rewind { keep_writes, report: false }, &[]).await?;
         self.until_parked().await
     }

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Instant};
 
+use forkling_vmm::memory::layout::MIB;
 use tokio::time::timeout_at;
 
 use super::Pool;
@@ -12,7 +13,7 @@ use crate::{
     },
     engine::Engine,
     fork::{Parked, park},
-    limits::{self, HOST_RESERVE_MIB, POOL_PAUSE, POOL_TICK},
+    limits::{HOST_RESERVE_MIB, POOL_PAUSE, POOL_TICK},
     template::{Loaded, Template},
 };
 
@@ -20,7 +21,7 @@ use crate::{
 pub async fn keep(engine: Arc<Engine>, template: Arc<Template>) {
     let pool = template.pool();
     loop {
-        let short = limits::host_available_mib().is_some_and(|mib| mib < reserve_mib(&template));
+        let short = engine.admission.available() < reserve(&template);
         let gone = pool.lock().settle(short);
         if !gone.is_empty() {
             tracing::debug!(template = template.name(), forks = gone.len(), "parked forks let go");
@@ -43,9 +44,9 @@ pub async fn keep(engine: Arc<Engine>, template: Arc<Template>) {
     }
 }
 
-/// Memory that must stay available: a guest that is handed out may write all of its own.
-fn reserve_mib(template: &Template) -> u64 {
-    HOST_RESERVE_MIB + u64::from(template.record.spec.memory_mib)
+/// Bytes that must stay available: a guest that is handed out may write all of its own.
+fn reserve(template: &Template) -> u64 {
+    (HOST_RESERVE_MIB + u64::from(template.record.spec.memory_mib)) * MIB
 }
 
 fn stop(pool: &Pool, template: &Template) -> bool {

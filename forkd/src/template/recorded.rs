@@ -2,11 +2,10 @@
 
 use forkling_vmm::{
     memory::layout::PAGE,
-    protocol::PageRun,
     snapshot::{self, Snapshot, WorkingSet},
 };
 
-use super::Template;
+use super::{Template, working_set::pages};
 use crate::{api::error::chain, fork::Touched};
 
 /// Keeps what forks touch until their acknowledgement, and until the end of a command, unless something is kept already.
@@ -17,8 +16,8 @@ pub(super) async fn keep(template: &Template, first: Touched, all: Touched) {
         if matches!(snapshot.working_set(), Ok(Some(_))) {
             return Ok(());
         }
-        let pages = snapshot.manifest().memory_bytes / PAGE;
-        let (first, all) = (set(&first, pages), set(&all, pages));
+        let image = snapshot.manifest().memory_bytes / PAGE;
+        let (first, all) = (set(&first, image), set(&all, image));
         tracing::debug!(template = name, %first, %all, "working set recorded");
         all.write_after(&first, &directory)
     };
@@ -27,12 +26,9 @@ pub(super) async fn keep(template: &Template, first: Touched, all: Touched) {
     }
 }
 
-/// Of an image of so many pages. A fork may say what it likes; of a list with more pages than there are the rest is dropped.
-fn set(touched: &Touched, pages: u64) -> WorkingSet {
-    let numbers = |runs: &[PageRun]| -> Vec<u64> {
-        let inside = |&(first, count): &PageRun| first.min(pages)..first.saturating_add(count).min(pages);
-        runs.iter().flat_map(inside).take(pages as usize).collect()
-    };
+/// Of an image of so many pages.
+fn set(touched: &Touched, image: u64) -> WorkingSet {
+    let numbers = |runs| -> Vec<u64> { pages(runs, image).collect() };
     WorkingSet::new(numbers(&touched.read), numbers(&touched.write))
 }
 

@@ -14,7 +14,7 @@ use super::{
     scratch::Scratch,
 };
 use crate::{
-    agent::{self, Event},
+    agent,
     api::{
         error::{Code, Error, chain},
         types::{Parent, Payload},
@@ -66,11 +66,7 @@ async fn freeze(fork: &Arc<Fork>) -> Result<(), Error> {
     };
     // A connection of its own, which ends here: none is open for long in the new template.
     let connection = fork.connect_agent().await?;
-    let mut call = connection.call(Kind::Freeze, &[]).map_err(lost)?;
-    match call.next().await.map_err(lost)? {
-        Event::Pong => Ok(()),
-        _ => Err(lost(agent::Error::Malformed("answer to a freeze"))),
-    }
+    connection.round_trip(Kind::Freeze).await.map_err(lost)
 }
 
 /// Images never change, so that templates can share one.

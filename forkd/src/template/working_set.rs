@@ -53,14 +53,19 @@ async fn record(engine: &Engine, template: &Template, loaded: &Loaded) -> Result
     Ok(WriteSet { acknowledge, command })
 }
 
-/// The pages of `all` that are not in `known`, of an image of `image` pages. A fork may say what it likes: of a list
-/// with more pages than that the rest is dropped.
+/// The numbers of the pages in `runs`, of an image of `image` pages. A fork may say what it likes: of a list with more
+/// pages than that the rest is dropped.
+pub(super) fn pages(runs: &[PageRun], image: u64) -> impl Iterator<Item = u64> {
+    let inside = move |&(first, pages): &PageRun| first.min(image)..first.saturating_add(pages).min(image);
+    runs.iter().flat_map(inside).take(image as usize)
+}
+
+/// The pages of `all` that are not in `known`, of an image of `image` pages.
 fn without(all: &[PageRun], known: &[PageRun], image: u64) -> Vec<PageRun> {
-    let inside = |&(first, pages): &PageRun| first.min(image)..first.saturating_add(pages).min(image);
-    let pages =
-        |runs: &[PageRun]| -> BTreeSet<u64> { runs.iter().flat_map(inside).take(image as usize).collect() };
+    let (all, known): (BTreeSet<u64>, BTreeSet<u64>) =
+        (pages(all, image).collect(), pages(known, image).collect());
     let mut runs: Vec<PageRun> = Vec::new();
-    for page in pages(all).difference(&pages(known)).copied() {
+    for page in all.difference(&known).copied() {
         match runs.last_mut() {
             Some((first, pages)) if *first + *pages == page => *pages += 1,
             _ => runs.push((page, 1)),

@@ -14,7 +14,7 @@ use super::{
     layout::{self, RamRegion},
 };
 use crate::sys::{
-    mapping::{Mapping, Populate},
+    mapping::Mapping,
     pagemap::{Pagemap, Pages},
 };
 
@@ -104,7 +104,7 @@ impl GuestMemory {
         for &(first, pages) in runs {
             let start = first.saturating_mul(layout::PAGE).min(self.bytes());
             let len = pages.saturating_mul(layout::PAGE).min(self.bytes() - start);
-            if self.mapping.populate(start, len, Populate::Write).is_err() {
+            if self.mapping.copy(start, len).is_err() {
                 return;
             }
         }

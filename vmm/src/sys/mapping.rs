@@ -16,15 +16,6 @@ pub struct Mapping {
     len: usize,
 }
 
-/// What [`Mapping::populate`] puts into the page tables.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Populate {
-    /// The pages of the file.
-    Read,
-    /// Copies of the process's own.
-    Write,
-}
-
 impl Mapping {
     /// Private zeroed memory, allocated when touched.
     pub fn anonymous(len: usize) -> io::Result<Self> {
@@ -52,19 +43,15 @@ impl Mapping {
         Ok(Self { address: address as usize, len })
     }
 
-    /// Fills the page tables of `[offset, offset + len)`, whole pages, in one go: with copies of this process's own
-    /// (`Populate::Write`), or with the pages of the file. MADV_POPULATE_READ and MADV_POPULATE_WRITE of Linux 5.14.
+    /// Makes this process's own copies of `[offset, offset + len)`, whole pages, in one go: MADV_POPULATE_WRITE of Linux
+    /// 5.14.
     ///
     /// # Errors
     /// ENOMEM; EINVAL before Linux 5.14; EFAULT when a page cannot be had.
-    pub fn populate(&self, offset: u64, len: u64, how: Populate) -> io::Result<()> {
-        let advice = match how {
-            Populate::Read => Advice::LinuxPopulateRead,
-            Populate::Write => Advice::LinuxPopulateWrite,
-        };
+    pub fn copy(&self, offset: u64, len: u64) -> io::Result<()> {
         let start = self.piece(offset, len);
         // SAFETY: the range lies in this mapping (`piece`); its contents stay what they are.
-        Ok(unsafe { madvise(start, len as usize, advice) }?)
+        Ok(unsafe { madvise(start, len as usize, Advice::LinuxPopulateWrite) }?)
     }
 
     /// Throws the process's own copies in `[offset, offset + len)` away: the pages are those of the file again.
