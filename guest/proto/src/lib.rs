@@ -15,4 +15,5 @@ extern crate alloc;
 pub mod config;
 pub mod hypercall;
 pub mod mailbox;
+pub mod network;
 pub mod rpc;
