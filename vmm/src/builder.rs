@@ -70,7 +70,12 @@ fn build(control: &Arc<Channel>) -> Result<(), Error> {
     };
     let files = BootFiles { kernel: File::from(kernel), initramfs: File::from(initramfs) };
     control.send(&FromBuilder::Stage("boot".into()), &[])?;
-    boot_and_save(control, &spec, &files, fds.next(), directory)
+    let root = if spec.root { fds.next() } else { None };
+    let frames = if spec.network { fds.next() } else { None };
+    if (spec.root, spec.network) != (root.is_some(), frames.is_some()) {
+        return Err(Error::BadMessage);
+    }
+    boot_and_save(control, &spec, &files, root, frames, directory)
 }
 
 fn boot_and_save(
@@ -78,6 +83,7 @@ fn boot_and_save(
     spec: &BuildSpec,
     files: &BootFiles,
     root: Option<OwnedFd>,
+    frames: Option<OwnedFd>,
     directory: OwnedFd,
 ) -> Result<(), Error> {
     let kvm = Kvm::new().map_err(machine::Error::NoKvm)?;
@@ -85,7 +91,8 @@ fn boot_and_save(
         .map_err(|source| machine::Error::Kvm { call: "KVM_GET_MSR_INDEX_LIST", source })?;
     let root = root.map(zygote::map_root).transpose()?;
     let seed = EventLoopSeed::new()?;
-    let machine = Machine::build(&kvm, spec, files, root.as_ref(), &seed)?;
+    let machine = Machine::build(&kvm, spec, files, root.as_ref(), frames, &seed)?;
+    machine.devices().plug();
     let tail = Arc::new(Mutex::new(Vec::new()));
     let source = Console { channel: control.clone(), reader: ConsoleReader::default(), tail: tail.clone() };
     let event_loop = seed.serve(machine.devices().clone(), Box::new(source)).start()?;

@@ -24,7 +24,8 @@ pub enum ToZygote {
     },
     /// What forks write first, so that later ones get copies of it in one go instead of a fault for each page. No answer.
     WriteSet(WriteSet),
-    /// Make a fork. Descriptor: the fork's end of its control socket. Answered by
+    /// Make a fork. Descriptors: the fork's end of its control socket, then, if the template has a NIC, that of its
+    /// frame socket, non-blocking. Answered by
     /// [`FromZygote::Spawned`] or [`FromZygote::SpawnFailed`]; later news come on the fork's own socket.
     Spawn {
         /// Chosen by `forkd`, repeated in the answer.
@@ -78,6 +79,8 @@ pub enum ToFork {
         mailbox: Vec<u8>,
         /// The guest's monotonic clock continues from its freeze (false) or is moved by the time passed (true).
         advance_monotonic: bool,
+        /// Whether its NIC, if it has one, is plugged in.
+        plugged: bool,
     },
     /// Join a host stream (descriptor: a connected stream socket) with the guest's vsock port.
     /// On refusal by the guest the stream is closed.
@@ -160,7 +163,8 @@ pub const MAX_PAGE_RUNS: usize = 4096;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum ToBuilder {
     /// First and only message. Descriptors: the kernel file, the initramfs file, the empty snapshot directory
-    /// (writable), then, if `root`, the root image (read-only).
+    /// (writable), then, if `root`, the root image (read-only), then, if `network`, the NIC's frame socket,
+    /// non-blocking.
     Build(BuildSpec),
 }
 
@@ -177,6 +181,8 @@ pub struct BuildSpec {
     pub cmdline: String,
     /// Whether a root image descriptor follows.
     pub root: bool,
+    /// Whether it has a NIC.
+    pub network: bool,
     /// What boots.
     pub payload: Payload,
     /// Longest time from first instruction to forkpoint in milliseconds.

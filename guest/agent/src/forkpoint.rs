@@ -4,6 +4,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use forkling_proto::mailbox::{self, Header};
+use forkling_proto::network::Network;
 
 use crate::command::Environment;
 use crate::failure::{chain, give_up};
@@ -60,6 +61,8 @@ pub struct Forkpoint {
     hooks: Vec<Vec<String>>,
     /// Environment of the template, without any fork's own.
     template: Environment,
+    /// The guest's place in the network since the last forkpoint.
+    network: Option<Network>,
 }
 
 /// The guest is quiet, everything is open; only the hypercall is left.
@@ -73,13 +76,13 @@ pub struct Prepared {
 impl Forkpoint {
     /// Allocates the mailbox. `hooks` run in every fork.
     pub fn new(waiters: Waiters, hooks: Vec<Vec<String>>, template: Environment) -> io::Result<Self> {
-        Ok(Self { mailbox: Mailbox::new()?, waiters, hooks, template })
+        Ok(Self { mailbox: Mailbox::new()?, waiters, hooks, template, network: None })
     }
 
     /// Makes the guest ready to stop.
     pub fn prepare(&mut self) -> Result<Prepared, PrepareError> {
         rustix::fs::sync();
-        let applier = Applier::open()?;
+        let applier = Applier::open(self.network)?;
         let quiet = Quiet::begin()?;
         self.waiters.gather().map_err(PrepareError::Waiters)?;
         let port = Port::open().map_err(PrepareError::Port)?;
@@ -121,6 +124,7 @@ impl Forkpoint {
         self.mailbox.clear_filled();
         let (header, identity) = decoded?;
         applier.apply(&header, &identity, resumed)?;
+        self.network = identity.network;
         environment.clone_from(&self.template);
         environment.extend(identity.env);
         Ok(header)

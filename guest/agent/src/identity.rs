@@ -15,9 +15,11 @@ use std::time::Instant;
 
 use forkling_proto::config;
 use forkling_proto::mailbox::{self, Header, Identity};
+use forkling_proto::network::Network;
 use rustix::fs::OFlags;
 use rustix::time::{ClockId, Timespec};
 
+use crate::network::Interface;
 use crate::sys::mapped::MappedStart;
 use crate::sys::random::Random;
 
@@ -55,6 +57,9 @@ pub enum Error {
     /// The wall clock was refused.
     #[error("cannot set the clock to {0} ns since 1970")]
     Clock(u64, #[source] io::Error),
+    /// The NIC cannot be used or refused its addresses.
+    #[error("cannot give the network interface its addresses")]
+    Network(#[source] io::Error),
     /// The host name was refused.
     #[error("cannot set the host name {0:?}")]
     Hostname(String, #[source] io::Error),
@@ -68,11 +73,13 @@ pub struct Applier {
     machine_id: Slot,
     dbus_machine_id: Option<Slot>,
     hostname: Slot,
+    interface: Option<Interface>,
 }
 
 impl Applier {
-    /// Opens what [`Self::apply`] writes. Called anew before each freeze: the workload may have replaced a file.
-    pub fn open() -> Result<Self, Error> {
+    /// Opens what [`Self::apply`] writes. Called anew before each freeze: the workload may have replaced a file. `network`
+    /// is the guest's place in the network until then.
+    pub fn open(network: Option<Network>) -> Result<Self, Error> {
         let random = Random::open().map_err(|source| Error::Open { path: "/dev/urandom".into(), source })?;
         let dbus = Path::new(DBUS_MACHINE_ID);
         let dbus_is_file = dbus.symlink_metadata().is_ok_and(|found| found.is_file());
@@ -82,6 +89,7 @@ impl Applier {
             machine_id: Slot::open(MACHINE_ID.as_ref(), MACHINE_ID_LEN)?,
             dbus_machine_id: dbus_is_file.then(|| Slot::open(dbus, MACHINE_ID_LEN)).transpose()?,
             hostname: Slot::open(HOSTNAME.as_ref(), mailbox::ID_LEN)?,
+            interface: Interface::open(network).map_err(Error::Network)?,
         })
     }
 
@@ -101,6 +109,9 @@ impl Applier {
         self.machine_id.write(format_args!("{}\n", identity.machine_id))?;
         if let Some(slot) = &mut self.dbus_machine_id {
             slot.write(format_args!("{}\n", identity.machine_id))?;
+        }
+        if let (Some(interface), Some(network)) = (&mut self.interface, identity.network) {
+            interface.apply(network).map_err(Error::Network)?;
         }
         self.generation.write(format_args!("{:<GENERATION_WIDTH$}\n", header.generation))
     }

@@ -10,6 +10,8 @@ mod console;
 mod failure;
 mod forkpoint;
 mod identity;
+mod netlink;
+mod network;
 mod quiet;
 mod ready;
 mod reap;

@@ -28,6 +28,8 @@ pub struct GuestConfig {
     pub ready_timeout_ms: u64,
     /// Commands (argv) run in every fork after identity is applied and before it acknowledges.
     pub on_fork: Vec<Vec<String>>,
+    /// Whether there is a NIC to bring up.
+    pub network: bool,
     /// Environment of all commands.
     pub env: Vec<(String, String)>,
 }

@@ -6,6 +6,8 @@
 use alloc::{string::String, vec::Vec};
 use serde::{Deserialize, Serialize};
 
+use crate::network::Network;
+
 /// Size of the mailbox in bytes; four pages.
 pub const SIZE: usize = 4 * 4096;
 
@@ -65,6 +67,8 @@ pub struct Identity {
     pub machine_id: String,
     /// Environment added to every command.
     pub env: Vec<(String, String)>,
+    /// Its place in the network, if it has a NIC.
+    pub network: Option<Network>,
 }
 
 /// Why a mailbox cannot be encoded or decoded.

@@ -69,7 +69,10 @@ impl Devices {
                 Some(pmem) => pmem.read(offset, data),
                 None => registers::read_empty(offset, data),
             },
-            Some((Slot::Net, offset)) => registers::read_empty(offset, data),
+            Some((Slot::Net, offset)) => match &self.net {
+                Some(net) => net.read(offset, data),
+                None => registers::read_empty(offset, data),
+            },
             None => data.fill(NOBODY),
         }
     }
@@ -84,7 +87,12 @@ impl Devices {
                     pmem.write(offset, data);
                 }
             }
-            Some((Slot::Net, _)) | None => {}
+            Some((Slot::Net, offset)) => {
+                if let Some(net) = &self.net {
+                    net.write(offset, data);
+                }
+            }
+            None => {}
         }
     }
 }

@@ -7,9 +7,9 @@
 //!    fork's identity, of which no device has any: forks differ by what their backends lead to.
 //! 3. Restore is a constructor, and its input is not trusted.
 //!
-//! System calls of [`Devices::new`] and [`Devices::restore`]: seven eventfds (an interrupt each for console, vsock,
-//! pmem and rng; a kick each for the last three), three `epoll_ctl`. No thread, no other descriptor; the machine adds
-//! four irqfds and three ioeventfds.
+//! System calls of [`Devices::new`] and [`Devices::restore`]: nine eventfds (an interrupt each for console, vsock,
+//! pmem, rng and net; a kick each for the last four), five `epoll_ctl`. No thread, no other descriptor; the machine adds
+//! five irqfds and four ioeventfds.
 //!
 //! Dropping devices closes their descriptors and leaves epoll alone, so a process that was made by fork(2) can drop
 //! its copy without a trace in its parent's event loop.
@@ -25,7 +25,7 @@ use vmm_sys_util::eventfd::EventFd;
 use self::cmos::Cmos;
 use self::serial::Serial;
 use self::virtio::vsock::connection::Readiness;
-use self::virtio::{MmioTransport, VirtioDevice, pmem::Pmem, rng::Rng, vsock, vsock::Vsock};
+use self::virtio::{MmioTransport, VirtioDevice, net::Net, pmem::Pmem, rng::Rng, vsock, vsock::Vsock};
 use crate::memory::GuestRam;
 use crate::memory::layout::{SERIAL_GSI, Slot};
 
@@ -49,6 +49,9 @@ pub const TOKENS: Range<usize> = FIRST_TOKEN..FIRST_STREAM_TOKEN + vsock::MAX_CO
 /// The kick of slot n has this token plus n.
 const FIRST_TOKEN: usize = 0x1_0000;
 
+/// The net device's descriptor.
+const FRAMES_TOKEN: usize = 0x1_8000;
+
 /// The stream in vsock's slot n has this token plus n.
 const FIRST_STREAM_TOKEN: usize = 0x2_0000;
 
@@ -57,6 +60,8 @@ const FIRST_STREAM_TOKEN: usize = 0x2_0000;
 pub struct DeviceConfig {
     /// Whether there is a root image.
     pub pmem: bool,
+    /// Whether there is a NIC.
+    pub net: bool,
 }
 
 /// What the host lends.
@@ -68,6 +73,8 @@ pub struct Backends {
     pub console: serial::Backend,
     /// The root image, exactly if the configuration or state has one.
     pub pmem: Option<virtio::pmem::Backend>,
+    /// Where the NIC's frames go, exactly if the configuration or state has one.
+    pub net: Option<virtio::net::Backend>,
     /// Host ports the guest may connect to; without, it is refused.
     pub ports: Option<Box<dyn vsock::HostPorts>>,
 }
@@ -82,6 +89,7 @@ pub struct Devices {
     vsock: MmioTransport<Vsock>,
     pmem: Option<MmioTransport<Pmem>>,
     rng: MmioTransport<Rng>,
+    net: Option<MmioTransport<Net>>,
 }
 
 /// Why devices cannot be made.
@@ -117,6 +125,12 @@ pub enum Error {
         /// Whether there is an image.
         given: bool,
     },
+    /// There is a NIC without a wire, or a wire without a NIC.
+    #[error("a frame socket is {} but {}; both sides must be of one build", found(*given), wanted(*given))]
+    Wire {
+        /// Whether there is a socket.
+        given: bool,
+    },
     /// The root image cannot be mapped into the guest.
     #[error(
         "a root image of {0} bytes cannot be a device; it must be a multiple of 2 MiB and at most 896 GiB"
@@ -142,26 +156,35 @@ fn expected(given: bool) -> &'static str {
     if given { "the template has no device for it" } else { "the template has a device for it" }
 }
 
+fn wanted(given: bool) -> &'static str {
+    if given { "the template has no NIC" } else { "the template has a NIC" }
+}
+
 impl Devices {
     /// Devices after power-on. Errors: the host's limits; a root image that cannot be.
     pub fn new(config: &DeviceConfig, backends: Backends, ram: GuestRam) -> Result<Self, Error> {
-        let Backends { registry, console, pmem, ports } = backends;
+        let Backends { registry, console, pmem, net, ports } = backends;
         let pmem = match (config.pmem, pmem) {
             (false, None) => None,
             (true, Some(backend)) => Some(MmioTransport::new(Slot::Pmem, Pmem::new(backend)?, ram.clone())?),
             (_, given) => return Err(Error::Root { given: given.is_some() }),
         };
+        let net = match (config.net, net) {
+            (false, None) => None,
+            (true, Some(backend)) => Some(MmioTransport::new(Slot::Net, Net::new(backend), ram.clone())?),
+            (_, given) => return Err(Error::Wire { given: given.is_some() }),
+        };
         let vsock = Vsock::new(vsock_backend(registry, ports));
         let vsock = MmioTransport::new(Slot::Vsock, vsock, ram.clone())?;
         let rng = MmioTransport::new(Slot::Rng, Rng, ram)?;
-        Self::assemble(Serial::new(console)?, Cmos::default(), vsock, pmem, rng)
+        Self::assemble(Serial::new(console)?, Cmos::default(), vsock, pmem, rng, net)
     }
 
     /// Continues from saved states. [`Self::kick`] is to be called next, when the interrupts are connected.
     /// Errors: a state that cannot be, or not with these backends; the host's limits.
     pub fn restore(states: &DeviceStates, backends: Backends, ram: GuestRam) -> Result<Self, Error> {
-        let Backends { registry, console, pmem: root, ports } = backends;
-        let DeviceStates { serial, cmos, vsock, pmem, rng } = states;
+        let Backends { registry, console, pmem: root, net: wire, ports } = backends;
+        let DeviceStates { serial, cmos, vsock, pmem, rng, net } = states;
         let pmem = match (pmem, root) {
             (None, None) => None,
             (Some(state), Some(backend)) => {
@@ -170,11 +193,19 @@ impl Devices {
             }
             (_, given) => return Err(Error::Root { given: given.is_some() }),
         };
+        let net = match (net, wire) {
+            (None, None) => None,
+            (Some(state), Some(backend)) => {
+                let device = Net::restore(&state.device, backend)?;
+                Some(MmioTransport::restore(Slot::Net, state, device, ram.clone())?)
+            }
+            (_, given) => return Err(Error::Wire { given: given.is_some() }),
+        };
         let device = Vsock::restore(&vsock.device, vsock_backend(registry, ports))?;
         let vsock = MmioTransport::restore(Slot::Vsock, vsock, device, ram.clone())?;
         let rng = MmioTransport::restore(Slot::Rng, rng, Rng::restore(&rng.device), ram)?;
         let serial = Serial::restore(serial, console)?;
-        Self::assemble(serial, Cmos::restore(cmos)?, vsock, pmem, rng)
+        Self::assemble(serial, Cmos::restore(cmos)?, vsock, pmem, rng, net)
     }
 
     fn assemble(
@@ -183,10 +214,11 @@ impl Devices {
         vsock: MmioTransport<Vsock>,
         pmem: Option<MmioTransport<Pmem>>,
         rng: MmioTransport<Rng>,
+        net: Option<MmioTransport<Net>>,
     ) -> Result<Self, Error> {
         let serial_irq = serial.irq();
         let devices =
-            Self { serial: Mutex::new(serial), serial_irq, cmos: Mutex::new(cmos), vsock, pmem, rng };
+            Self { serial: Mutex::new(serial), serial_irq, cmos: Mutex::new(cmos), vsock, pmem, rng, net };
         devices.vsock.with_device(|vsock| devices.watch_kicks(vsock.registry())).map_err(Error::Watch)?;
         Ok(devices)
     }
@@ -195,18 +227,21 @@ impl Devices {
         self.kicks().try_for_each(|kick| {
             let token = Token(FIRST_TOKEN + kick.slot as usize);
             registry.register(&mut SourceFd(&kick.fd.as_raw_fd()), token, Interest::READABLE)
-        })
+        })?;
+        let watch = |net: &MmioTransport<Net>| net.with_device(|net| net.watch(registry, Token(FRAMES_TOKEN)));
+        self.net.iter().try_for_each(watch)
     }
 
     /// The guest-visible state of all devices. The caller has stopped the vCPUs and is the event loop's thread.
     pub fn save(&self) -> DeviceStates {
-        let Self { serial, serial_irq: _, cmos, vsock, pmem, rng } = self;
+        let Self { serial, serial_irq: _, cmos, vsock, pmem, rng, net } = self;
         DeviceStates {
             serial: lock(serial).save(),
             cmos: lock(cmos).save(),
             vsock: vsock.save(),
             pmem: pmem.as_ref().map(MmioTransport::save),
             rng: rng.save(),
+            net: net.as_ref().map(MmioTransport::save),
         }
     }
 
@@ -214,7 +249,7 @@ impl Devices {
     /// [`Self::kick`] is to be called next. The caller has stopped the vCPUs and the event loop.
     /// Errors: as for [`Self::restore`].
     pub fn rewind(&self, states: &DeviceStates) -> Result<(), Error> {
-        let DeviceStates { serial, cmos, vsock, pmem, rng } = states;
+        let DeviceStates { serial, cmos, vsock, pmem, rng, net } = states;
         lock(&self.serial).rewind(serial)?;
         *lock(&self.cmos) = Cmos::restore(cmos)?;
         self.vsock.rewind(vsock)?;
@@ -223,12 +258,24 @@ impl Devices {
             (Some(device), Some(state)) => device.rewind(state)?,
             (device, _) => return Err(Error::Root { given: device.is_some() }),
         }
+        match (&self.net, net) {
+            (None, None) => {}
+            (Some(device), Some(state)) => device.rewind(state)?,
+            (device, _) => return Err(Error::Wire { given: device.is_some() }),
+        }
         self.rng.rewind(rng)
+    }
+
+    /// From now on frames pass between the guest's NIC, if it has one, and its wire. New, restored and rewound devices are
+    /// unplugged.
+    pub fn plug(&self) {
+        self.net.iter().for_each(|net| net.with_device(Net::plug));
     }
 
     /// Every interrupt: its GSI and the eventfd to make an irqfd of.
     pub fn interrupts(&self) -> impl Iterator<Item = (u32, &EventFd)> {
         let pmem = self.pmem.iter().map(|pmem| (Slot::Pmem.gsi(), pmem.irq()));
+        let net = self.net.iter().map(|net| (Slot::Net.gsi(), net.irq()));
         [
             (SERIAL_GSI, &*self.serial_irq),
             (Slot::Vsock.gsi(), self.vsock.irq()),
@@ -236,12 +283,14 @@ impl Devices {
         ]
         .into_iter()
         .chain(pmem)
+        .chain(net)
     }
 
     /// Every address a driver kicks at. An ioeventfd there spares the vCPU a trip out of the kernel; without one a
     /// kick arrives at [`Self::mmio_write`] and has the same effect.
     pub fn kicks(&self) -> impl Iterator<Item = Kick<'_>> {
-        self.pmem.iter().map(kick_of).chain([kick_of(&self.vsock), kick_of(&self.rng)])
+        let always = [kick_of(&self.vsock), kick_of(&self.rng)];
+        self.pmem.iter().map(kick_of).chain(always).chain(self.net.iter().map(kick_of))
     }
 
     /// Starts restored devices: work that was pending when they were saved is done and what the guest may be waiting
@@ -252,6 +301,7 @@ impl Devices {
         self.vsock.kick();
         self.pmem.iter().for_each(MmioTransport::kick);
         self.rng.kick();
+        self.net.iter().for_each(MmioTransport::kick);
     }
 
     /// Handles an event of the event loop. False: it is none of the devices'.
@@ -268,12 +318,19 @@ impl Devices {
             let _ = self.vsock.run(|vsock, queues| vsock.on_ready(queues, slot, ready));
             return true;
         }
+        if token == FRAMES_TOKEN {
+            if let Some(net) = &self.net {
+                let _ = net.run(|net, queues| net.on_ready(queues, event.is_readable()));
+            }
+            return true;
+        }
         let slot = Slot::ALL.into_iter().find(|&slot| FIRST_TOKEN + slot as usize == token);
         match slot {
             Some(Slot::Vsock) => self.vsock.process(),
             Some(Slot::Pmem) => self.pmem.iter().for_each(MmioTransport::process),
             Some(Slot::Rng) => self.rng.process(),
-            Some(Slot::Net) | None => return false,
+            Some(Slot::Net) => self.net.iter().for_each(MmioTransport::process),
+            None => return false,
         }
         true
     }

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::cmos::CmosState;
 use super::serial::SerialState;
 use super::virtio::mmio::MmioState;
+use super::virtio::net::NetState;
 use super::virtio::pmem::PmemState;
 use super::virtio::rng::RngState;
 use super::virtio::vsock::VsockState;
@@ -23,4 +24,6 @@ pub struct DeviceStates {
     pub pmem: Option<MmioState<PmemState>>,
     /// virtio-rng.
     pub rng: MmioState<RngState>,
+    /// virtio-net, if the template has a NIC.
+    pub net: Option<MmioState<NetState>>,
 }

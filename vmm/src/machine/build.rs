@@ -1,6 +1,6 @@
 //! Building a machine that boots a template.
 
-use std::{fs::File, io::Read, sync::Arc};
+use std::{fs::File, io::Read, os::fd::OwnedFd, sync::Arc};
 
 use kvm_ioctls::Kvm;
 
@@ -33,6 +33,7 @@ impl Machine<Paused> {
         spec: &BuildSpec,
         files: &BootFiles,
         root: Option<&Mapping>,
+        frames: Option<OwnedFd>,
         event_loop: &EventLoopSeed,
     ) -> Result<Self, Error> {
         let bytes = u64::from(spec.memory_mib) * MIB;
@@ -44,8 +45,8 @@ impl Machine<Paused> {
             let cpuid = cpuid::guest(&supported, spec.cpu, id, spec.vcpus);
             vcpus.push(Vcpu::new(&vm, id, cpuid)?);
         }
-        let config = DeviceConfig { pmem: root.is_some() };
-        let backends = event_loop.backends(root.map(|root| root.len() as u64))?;
+        let config = DeviceConfig { pmem: root.is_some(), net: frames.is_some() };
+        let backends = event_loop.backends(root.map(|root| root.len() as u64), frames)?;
         let devices = Devices::new(&config, backends, memory.ram().clone())?;
         connect(&vm, &devices)?;
         match spec.payload {
@@ -61,7 +62,7 @@ fn slots(config: &DeviceConfig) -> Vec<Slot> {
     let present = |slot: &Slot| match slot {
         Slot::Vsock | Slot::Rng => true,
         Slot::Pmem => config.pmem,
-        Slot::Net => false,
+        Slot::Net => config.net,
     };
     Slot::ALL.into_iter().filter(present).collect()
 }

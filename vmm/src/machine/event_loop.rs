@@ -4,7 +4,7 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd, BorrowedFd, RawFd},
+    os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -15,7 +15,10 @@ use std::{
 use mio::{Events, Interest, Poll, Registry, Token, Waker, unix::SourceFd};
 
 use super::Error;
-use crate::devices::{self, Backends, Devices, serial, virtio::pmem};
+use crate::devices::{
+    self, Backends, Devices, serial,
+    virtio::{net, pmem},
+};
 
 /// The waker's token; the devices' are in [`devices::TOKENS`].
 const WAKER: Token = Token(0);
@@ -48,12 +51,13 @@ impl EventLoopSeed {
         Ok(Self { poll, waker })
     }
 
-    /// What the devices need of host and loop. `root` is the length of the root image in bytes.
-    pub fn backends(&self, root: Option<u64>) -> Result<Backends, Error> {
+    /// What the devices need of host and loop. `root` is the length of the root image in bytes, `frames` the NIC's wire.
+    pub fn backends(&self, root: Option<u64>, frames: Option<OwnedFd>) -> Result<Backends, Error> {
         Ok(Backends {
             registry: self.poll.registry().try_clone().map_err(Error::EventLoop)?,
             console: serial::Backend { waker: Some(self.waker.clone()) },
             pmem: root.map(|size| pmem::Backend { size }),
+            net: frames.map(|frames| net::Backend { frames }),
             ports: None,
         })
     }

@@ -1,6 +1,6 @@
 //! Restoring a machine from a snapshot: what is done once per template, and what once per fork.
 
-use std::{fs::File, sync::Arc};
+use std::{fs::File, os::fd::OwnedFd, sync::Arc};
 
 use kvm_ioctls::{Cap, Kvm};
 
@@ -50,6 +50,11 @@ impl PreparedMachine {
         Ok(Self { forkpoint, vm, vcpus, devices, kvmclock })
     }
 
+    /// Whether it has a NIC.
+    pub fn has_nic(&self) -> bool {
+        self.devices.net.is_some()
+    }
+
     /// Where forks of this machine stand.
     pub fn forkpoint(&self) -> &Forkpoint {
         &self.forkpoint
@@ -82,6 +87,7 @@ impl Machine<Paused> {
         prepared: &PreparedMachine,
         memory: GuestMemory,
         root: Option<&Mapping>,
+        frames: Option<OwnedFd>,
         event_loop: &EventLoopSeed,
         steps: Steps<'_>,
     ) -> Result<Self, Error> {
@@ -96,7 +102,7 @@ impl Machine<Paused> {
         // After the vCPUs, whose local APICs exist only now.
         vm.restore_irqchips(&prepared.vm)?;
         (steps.vcpus)();
-        let backends = event_loop.backends(root.map(|root| root.len() as u64))?;
+        let backends = event_loop.backends(root.map(|root| root.len() as u64), frames)?;
         let devices = Devices::restore(&prepared.devices, backends, memory.ram().clone())?;
         connect(&vm, &devices)?;
         Ok(Self { core: Core { vm, memory, devices: Arc::new(devices) }, state: Paused { vcpus } })

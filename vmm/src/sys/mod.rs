@@ -3,6 +3,7 @@
 //! Each wrapper upholds its own invariant; where it needs the caller's help, the type system carries it.
 
 pub mod cpu;
+pub mod frames;
 pub mod kick;
 pub mod kvm;
 pub mod mapping;

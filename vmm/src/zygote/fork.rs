@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{
-    Zygote,
+    Wires, Zygote,
     control::{Acknowledge, Control, Request},
 };
 use crate::{
@@ -53,13 +53,14 @@ enum Error {
 pub fn run(
     zygote: &Zygote,
     zygote_control: &mut Channel,
-    control: Channel,
+    wires: Wires,
     view: View,
     mut stamps: Stamps,
 ) -> ! {
     stamps.forked = clock::monotonic_ns();
+    let Wires { control, frames } = wires;
     let control = Arc::new(control);
-    let Err(error) = live(zygote, zygote_control, &control, view, stamps);
+    let Err(error) = live(zygote, zygote_control, &control, frames, view, stamps);
     let farewell = match error {
         Error::DaemonGone => std::process::exit(1),
         Error::Ended(reason) => FromFork::Stopped(reason),
@@ -78,6 +79,7 @@ fn live(
     zygote: &Zygote,
     zygote_control: &mut Channel,
     control: &Arc<Channel>,
+    frames: Option<OwnedFd>,
     view: View,
     mut stamps: Stamps,
 ) -> Result<Infallible, Error> {
@@ -99,7 +101,7 @@ fn live(
     }
     let seed = EventLoopSeed::new()?;
     let Zygote { kvm, machine: prepared, memory, root, .. } = zygote;
-    let mut machine = Machine::restore(kvm, prepared, memory.clone(), root.as_ref(), &seed, steps)?;
+    let mut machine = Machine::restore(kvm, prepared, memory.clone(), root.as_ref(), frames, &seed, steps)?;
     let (desk, mut source) = Desk::open(control);
     if view == View::Complete {
         let (memory, command) = (zygote.memory.clone(), zygote.write_set.command.clone());
@@ -158,7 +160,8 @@ impl Fork<'_> {
         event_loop: RunningLoop,
         mut stamps: Stamps,
     ) -> Result<(Machine<Paused>, EventLoop), Error> {
-        let Some((ToFork::Activate { mailbox, advance_monotonic }, _)) = self.control.receive()? else {
+        let Some((ToFork::Activate { mailbox, advance_monotonic, plugged }, _)) = self.control.receive()?
+        else {
             return Err(Error::DaemonGone);
         };
         stamps.activated = clock::monotonic_ns();
@@ -166,6 +169,9 @@ impl Fork<'_> {
         let forkpoint = prepared.forkpoint();
         forkpoint.write_mailbox(machine.memory().ram(), &mailbox)?;
         prepared.restart_clocks(&machine, advance_monotonic)?;
+        if plugged {
+            machine.devices().plug();
+        }
         event_loop.watch_source()?;
         stamps.entered = clock::monotonic_ns();
         let (machine, event_loop, rewind) = self.run(machine, event_loop, forkpoint.clone(), stamps)?;

@@ -45,6 +45,13 @@ pub struct Zygote {
     _open_vm: VmFd,
 }
 
+/// What joins a fork with the rest of the world.
+struct Wires {
+    control: Channel,
+    /// Of its NIC, if it has one.
+    frames: Option<OwnedFd>,
+}
+
 /// Why a zygote ends.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -86,8 +93,15 @@ pub fn serve(mut control: Channel) -> Result<(), Error> {
             }
             ToZygote::Load { .. } => return Err(Error::BadMessage("a second load")),
         };
-        let Ok([socket]) = <[OwnedFd; 1]>::try_from(fds) else { return Err(Error::BadMessage("a spawn")) };
-        zygote.spawn(&mut control, token, view, Channel::new(socket))?;
+        let mut fds = fds.into_iter();
+        let wires = (fds.next(), fds.next());
+        let wires = match wires {
+            (Some(control), frames) if frames.is_some() == zygote.machine.has_nic() => {
+                Wires { control: Channel::new(control), frames }
+            }
+            _ => return Err(Error::BadMessage("a spawn")),
+        };
+        zygote.spawn(&mut control, token, view, wires)?;
     }
     Ok(())
 }
@@ -134,10 +148,10 @@ impl Zygote {
     }
 
     /// Makes the process of one fork.
-    fn spawn(&self, control: &mut Channel, token: u64, view: View, socket: Channel) -> Result<(), Error> {
+    fn spawn(&self, control: &mut Channel, token: u64, view: View, wires: Wires) -> Result<(), Error> {
         let stamps = Stamps { requested: clock::monotonic_ns(), ..Stamps::default() };
         let answer = match process::fork_as_sibling(&self.single) {
-            Ok(Forked::Child) => fork::run(self, control, socket, view, stamps),
+            Ok(Forked::Child) => fork::run(self, control, wires, view, stamps),
             Ok(Forked::Parent(pid)) => FromZygote::Spawned { token, pid },
             Err(error) => {
                 let message = format!("cannot make a process for the fork; raise the process limit: {error}");

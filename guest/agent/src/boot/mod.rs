@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use forkling_proto::config::{self, GuestConfig};
 use rustix::process::{Resource, Rlimit};
 
-use crate::{console, sys};
+use crate::{console, network, sys};
 
 /// Why the guest does not come up.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +64,9 @@ pub fn run() -> Result<GuestConfig, Error> {
     root::complete()?;
     sys::socket::bring_up_loopback()
         .map_err(|source| Error::Setting("bring up the loopback interface", source))?;
+    if config.network {
+        network::bring_up().map_err(|source| Error::Setting("bring up the network interface", source))?;
+    }
     // The kernel's 1024 is too low for the streams of many commands side by side.
     let limit = Rlimit { current: Some(65_536), maximum: Some(1_048_576) };
     rustix::process::setrlimit(Resource::Nofile, limit)

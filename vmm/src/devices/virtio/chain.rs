@@ -67,9 +67,24 @@ impl Chain {
         self.writable.iter().map(|segment| segment.len).sum()
     }
 
+    /// Where the readable part lies in guest memory: start and length of each piece.
+    pub fn readable(&self) -> impl Iterator<Item = (GuestAddress, usize)> {
+        self.readable.iter().map(|segment| (segment.start, segment.len))
+    }
+
+    /// Where the writable part lies.
+    pub fn writable(&self) -> impl Iterator<Item = (GuestAddress, usize)> {
+        self.writable.iter().map(|segment| (segment.start, segment.len))
+    }
+
     /// Reads `data.len()` bytes from byte `offset` of the readable part. Errors: there are not so many.
     pub fn read(&self, ram: &GuestRam, offset: usize, data: &mut [u8]) -> Result<(), Broken> {
         copy(&self.readable, offset, data.len(), |at, range| ram.read_slice(&mut data[range], at))
+    }
+
+    /// Reads the first `data.len()` bytes of the writable part, which the device wrote. Errors: there are not so many.
+    pub fn read_back(&self, ram: &GuestRam, data: &mut [u8]) -> Result<(), Broken> {
+        copy(&self.writable, 0, data.len(), |at, range| ram.read_slice(&mut data[range], at))
     }
 
     /// Writes `data` at byte `offset` of the writable part. Errors: there is not so much room.

@@ -10,6 +10,7 @@ use std::fmt::Debug;
 
 pub mod chain;
 pub mod mmio;
+pub mod net;
 pub mod pmem;
 pub mod queue;
 pub mod rng;
@@ -85,6 +86,9 @@ pub enum Violation {
     /// A chain without room for what the device type requires.
     #[error("queue {0} has a chain too small for its request")]
     Short(usize),
+    /// A frame shorter than an Ethernet header or longer than the longest IP packet, by the length of its packet.
+    #[error("frame of {0} bytes with its header")]
+    Frame(usize),
     /// A write to read-only configuration space.
     #[error("configuration written at {0:#x}, where nothing can be written")]
     Config(u64),

@@ -1,8 +1,9 @@
 //! The queues of a device while it works on them.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryError};
 
 use super::{Chain, Violation};
 use crate::memory::GuestRam;
@@ -10,20 +11,26 @@ use crate::memory::GuestRam;
 /// Most chains taken in one pass, so that a driver that never stops adding cannot hold the event loop.
 const BUDGET: u32 = 256;
 
+/// Most queues a device has.
+const MOST_QUEUES: usize = 4;
+
 /// A device's view of its queues for the length of one pass.
 #[derive(Debug)]
 pub struct Queues<'a> {
     ram: &'a GuestRam,
     queues: &'a mut [Queue],
     used: u32,
+    /// Where each queue's used ring stood before the pass.
+    starts: [u16; MOST_QUEUES],
     budget: u32,
 }
 
 impl<'a> Queues<'a> {
-    /// A pass over `queues`, at most 32.
+    /// A pass over `queues`, at most [`MOST_QUEUES`].
     pub(super) fn new(ram: &'a GuestRam, queues: &'a mut [Queue]) -> Self {
-        assert!(queues.len() <= 32, "one bit per queue");
-        Self { ram, queues, used: 0, budget: BUDGET }
+        let mut starts = [0; MOST_QUEUES];
+        starts.iter_mut().zip(&*queues).for_each(|(start, queue)| *start = queue.next_used());
+        Self { ram, queues, used: 0, starts, budget: BUDGET }
     }
 
     /// Guest memory, to read and write chains.
@@ -65,6 +72,24 @@ impl<'a> Queues<'a> {
         Ok(())
     }
 
+    /// Completes `parts`, chains of queue `index` with the bytes written into each, in one step: the driver sees none of
+    /// them before all of them.
+    pub fn push_used_together(&mut self, index: usize, parts: &[(Chain, usize)]) -> Result<(), Violation> {
+        let Some(((last, last_len), others)) = parts.split_last() else { return Ok(()) };
+        let ring = |_| Violation::Ring(index);
+        let queue = &mut self.queues[index];
+        let first = queue.next_used();
+        for (position, (chain, len)) in (first..).zip(others) {
+            // A used ring element (virtio 1.2, 2.7.8): id and length.
+            let slot = u64::from(position % queue.size());
+            let element = u64::from(chain.head()) | (*len as u64) << 32;
+            let at = GuestAddress(queue.used_ring()).checked_add(4 + slot * 8).ok_or(Violation::Ring(index))?;
+            self.ram.write_obj(element.to_le(), at).map_err(ring)?;
+        }
+        queue.set_next_used(first.wrapping_add(others.len() as u16));
+        self.push_used(index, last, *last_len)
+    }
+
     /// Position in the available ring of queue `index` up to which the driver has added chains.
     pub fn added(&self, index: usize) -> Result<u16, Violation> {
         let added = self.queues[index].avail_idx(self.ram, Ordering::Acquire);
@@ -86,13 +111,26 @@ impl<'a> Queues<'a> {
     /// Ends the pass: whether the driver wants an interrupt, and whether work was left for another pass.
     pub(super) fn finish(self) -> Result<Outcome, Violation> {
         let mut interrupt = false;
-        for (index, queue) in self.queues.iter_mut().enumerate() {
+        for (index, (queue, start)) in self.queues.iter().zip(self.starts).enumerate() {
             if self.used & (1 << index) != 0 {
-                interrupt |= queue.needs_notification(self.ram).map_err(|_| Violation::Ring(index))?;
+                interrupt |= wants_interrupt(queue, self.ram, start).map_err(|_| Violation::Ring(index))?;
             }
         }
         Ok(Outcome { interrupt, unfinished: self.budget == 0 })
     }
+}
+
+/// Whether the driver wants to be told that the used ring has moved from `start` (virtio 1.2, 2.7.7.2). Not the library's,
+/// which counts chains that were completed one by one.
+fn wants_interrupt(queue: &Queue, ram: &GuestRam, start: u16) -> Result<bool, GuestMemoryError> {
+    if !queue.event_idx_enabled() {
+        return Ok(true);
+    }
+    // What was completed must be out before the driver's wish is read.
+    fence(Ordering::SeqCst);
+    let at = GuestAddress(queue.avail_ring()).unchecked_add(4 + u64::from(queue.size()) * 2);
+    let wanted = u16::from_le(ram.load(at, Ordering::Relaxed)?);
+    Ok(wanted.wrapping_sub(start) < queue.next_used().wrapping_sub(start))
 }
 
 /// How a pass ended.

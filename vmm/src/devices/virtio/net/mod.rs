@@ -1,0 +1,305 @@
+//! virtio-net (virtio 1.2, 5.1): frames between the guest and one descriptor.
+//!
+//! The descriptor takes and gives packets of a `virtio_net_hdr_v1` and an Ethernet frame: the frame socket to the net
+//! process, or a TAP opened with IFF_VNET_HDR. The header passes unread: checksums and segmentation are left to whoever
+//! is at the other end, which trusts it no more than the frame. The device knows no policy and no address.
+//!
+//! Unplugged, as in a rehearsal, the device takes the guest's frames and drops them, and hands in none.
+//!
+//! Work is done when the driver kicks and when the descriptor becomes ready (edge-triggered); a frame for which the guest
+//! has no buffers waits here, the ones behind it wait in the descriptor.
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+};
+
+use forkling_proto::network::{MTU, TEMPLATE_MAC};
+use mio::{Interest, Registry, Token, unix::SourceFd};
+
+use super::{Chain, Queues, Violation, VirtioDevice, copy_config};
+use crate::{devices::Error, memory::GuestRam, sys::frames};
+
+pub mod state;
+#[cfg(test)]
+mod tests;
+
+pub use state::NetState;
+
+const RX: usize = 0;
+const TX: usize = 1;
+
+/// `virtio_net_hdr_v1` (5.1.6): flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, num_buffers.
+const HEADER: usize = 12;
+/// Byte offset of `num_buffers`.
+const NUM_BUFFERS: usize = 10;
+/// Shortest frame: an Ethernet header.
+const MIN_FRAME: usize = 14;
+/// Longest frame: an Ethernet header and the longest IP packet.
+const MAX_FRAME: usize = 14 + 65_535;
+
+/// Smallest MTU a driver can use (5.1.4.1).
+const MIN_MTU: u16 = 68;
+
+const CSUM: u64 = 1 << 0;
+const GUEST_CSUM: u64 = 1 << 1;
+const HAS_MTU: u64 = 1 << 3;
+const MAC: u64 = 1 << 5;
+const GUEST_TSO4: u64 = 1 << 7;
+const GUEST_TSO6: u64 = 1 << 8;
+const HOST_TSO4: u64 = 1 << 11;
+const HOST_TSO6: u64 = 1 << 12;
+const MRG_RXBUF: u64 = 1 << 15;
+
+/// Host side: where frames come from and go to. Its packets are those of the frame socket; it is used without blocking.
+#[derive(Debug)]
+pub struct Backend {
+    /// The frame socket or TAP, set to non-blocking.
+    pub frames: OwnedFd,
+}
+
+/// The network device.
+#[derive(Debug)]
+pub struct Net {
+    frames: OwnedFd,
+    mtu: u16,
+    plugged: bool,
+    /// The descriptor may have a frame (true until a read finds none).
+    readable: bool,
+    /// A frame for which the guest had no buffers: header and frame.
+    waiting: Vec<u8>,
+    /// The part of a received packet that the guest's first buffer has no room for.
+    overflow: Vec<u8>,
+    vectors: frames::Vectors,
+}
+
+impl Net {
+    /// A device after power-on, unplugged.
+    pub fn new(backend: Backend) -> Self {
+        Self {
+            frames: backend.frames,
+            mtu: MTU,
+            plugged: false,
+            readable: true,
+            waiting: Vec::new(),
+            overflow: Vec::new(),
+            vectors: frames::Vectors::default(),
+        }
+    }
+
+    /// Continues from a saved state, unplugged. Errors: an MTU that no driver takes.
+    pub fn restore(state: &NetState, backend: Backend) -> Result<Self, Error> {
+        let mut device = Self::new(backend);
+        device.rewind(state)?;
+        Ok(device)
+    }
+
+    /// Has epoll watch the descriptor.
+    pub fn watch(&self, registry: &Registry, token: Token) -> io::Result<()> {
+        let fd = self.frames.as_raw_fd();
+        registry.register(&mut SourceFd(&fd), token, Interest::READABLE | Interest::WRITABLE)
+    }
+
+    /// From now on frames pass.
+    pub fn plug(&mut self) {
+        self.plugged = true;
+        self.readable = true;
+    }
+
+    /// The descriptor became ready.
+    pub fn on_ready(&mut self, queues: &mut Queues<'_>, readable: bool) -> Result<(), Violation> {
+        self.readable |= readable;
+        self.process(queues)
+    }
+
+    /// Sends what the guest has queued, as far as the other end takes it.
+    fn transmit(&mut self, queues: &mut Queues<'_>) -> Result<(), Violation> {
+        while let Some(chain) = queues.pop(TX)? {
+            let len = chain.readable_len();
+            if !(HEADER + MIN_FRAME..=HEADER + MAX_FRAME).contains(&len) {
+                return Err(Violation::Frame(len));
+            }
+            if self.plugged && self.send(queues.ram(), &chain) == Sent::Full {
+                queues.undo_pop(TX);
+                return Ok(());
+            }
+            queues.push_used(TX, &chain, 0)?;
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, ram: &GuestRam, chain: &Chain) -> Sent {
+        loop {
+            match frames::send(self.frames.as_fd(), ram, chain.readable(), &mut self.vectors) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Sent::Full,
+                // A frame that the other end refuses, or an end that is gone: lost, as on any wire.
+                Ok(_) | Err(_) => return Sent::Away,
+            }
+        }
+    }
+
+    /// Hands in what there is for the guest, as far as it has buffers.
+    fn receive(&mut self, queues: &mut Queues<'_>) -> Result<(), Violation> {
+        if !self.deliver_waiting(queues)? {
+            return Ok(());
+        }
+        while self.plugged && self.readable && self.waiting.is_empty() {
+            let Some(chain) = queues.pop(RX)? else { return Ok(()) };
+            let room = chain.writable_len();
+            if room < HEADER + MIN_FRAME {
+                return Err(Violation::Short(RX));
+            }
+            self.overflow.resize(HEADER + MAX_FRAME, 0);
+            let Some(len) = self.receive_into(queues.ram(), &chain) else {
+                queues.undo_pop(RX);
+                return Ok(());
+            };
+            if len <= room {
+                finish_header(queues.ram(), &chain, 1)?;
+                queues.push_used(RX, &chain, len)?;
+            } else {
+                self.spread(queues, chain, len)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a packet into `chain` and the overflow. `None`: there is none, or no sound one.
+    fn receive_into(&mut self, ram: &GuestRam, chain: &Chain) -> Option<usize> {
+        loop {
+            let fd: BorrowedFd<'_> = self.frames.as_fd();
+            match frames::receive(fd, ram, chain.writable(), &mut self.overflow, &mut self.vectors) {
+                Ok(len) if (HEADER + MIN_FRAME..=HEADER + MAX_FRAME).contains(&len) => return Some(len),
+                // Not a frame; 0 is the end of the socket.
+                Ok(len) if len > 0 => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(_) | Err(_) => {
+                    self.readable = false;
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// Puts the overflow of a packet of `len` bytes, which fills `first`, into further buffers. All of them are handed in
+    /// at once: a driver that saw only some of them would take the packet for damaged (5.1.6.4).
+    fn spread(&mut self, queues: &mut Queues<'_>, first: Chain, len: usize) -> Result<(), Violation> {
+        let room = first.writable_len();
+        let mut parts = vec![(first, room)];
+        let mut done = room;
+        while done < len {
+            let Some(chain) = queues.pop(RX)? else {
+                self.keep(queues, &parts[0].0, len)?;
+                parts.iter().for_each(|_| queues.undo_pop(RX));
+                return Ok(());
+            };
+            let part = chain.writable_len().min(len - done);
+            let start = done - room;
+            let bytes = &self.overflow[start..start + part];
+            if part == 0 || chain.write(queues.ram(), 0, bytes).is_err() {
+                return Err(Violation::Short(RX));
+            }
+            parts.push((chain, part));
+            done += part;
+        }
+        finish_header(queues.ram(), &parts[0].0, parts.len())?;
+        queues.push_used_together(RX, &parts)
+    }
+
+    /// Keeps a packet of `len` bytes that begins in `first` and goes on in the overflow until there are buffers.
+    fn keep(&mut self, queues: &Queues<'_>, first: &Chain, len: usize) -> Result<(), Violation> {
+        let room = first.writable_len();
+        self.waiting.resize(room, 0);
+        first.read_back(queues.ram(), &mut self.waiting).map_err(|_| Violation::Chain(RX))?;
+        self.waiting.extend_from_slice(&self.overflow[..len - room]);
+        Ok(())
+    }
+
+    /// Hands in the packet that waits. False: there are still not enough buffers.
+    fn deliver_waiting(&mut self, queues: &mut Queues<'_>) -> Result<bool, Violation> {
+        if self.waiting.is_empty() {
+            return Ok(true);
+        }
+        let Some(first) = queues.pop(RX)? else { return Ok(false) };
+        let packet = std::mem::take(&mut self.waiting);
+        let room = first.writable_len().min(packet.len());
+        if room < HEADER || first.write(queues.ram(), 0, &packet[..room]).is_err() {
+            return Err(Violation::Short(RX));
+        }
+        if room == packet.len() {
+            finish_header(queues.ram(), &first, 1)?;
+            queues.push_used(RX, &first, room)?;
+            return Ok(true);
+        }
+        self.overflow.clear();
+        self.overflow.extend_from_slice(&packet[room..]);
+        self.spread(queues, first, packet.len())?;
+        Ok(self.waiting.is_empty())
+    }
+}
+
+/// Whether a frame is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sent {
+    Away,
+    /// The other end takes no more now.
+    Full,
+}
+
+/// Writes the number of buffers that a packet has, the one field that is the device's own business.
+fn finish_header(ram: &GuestRam, first: &Chain, buffers: usize) -> Result<(), Violation> {
+    let count = u16::try_from(buffers).map_err(|_| Violation::Chain(RX))?;
+    first.write(ram, NUM_BUFFERS, &count.to_le_bytes()).map_err(|_| Violation::Short(RX))
+}
+
+impl VirtioDevice for Net {
+    type State = NetState;
+
+    const ID: u32 = 1;
+    const QUEUE_SIZES: &'static [u16] = &[256, 256];
+
+    fn features(&self) -> u64 {
+        CSUM | GUEST_CSUM | HAS_MTU | MAC | GUEST_TSO4 | GUEST_TSO6 | HOST_TSO4 | HOST_TSO6 | MRG_RXBUF
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        // mac, status, max_virtqueue_pairs, mtu (5.1.4)
+        let mut config = [0; 12];
+        config[..6].copy_from_slice(&TEMPLATE_MAC);
+        config[8..10].copy_from_slice(&1u16.to_le_bytes());
+        config[10..].copy_from_slice(&self.mtu.to_le_bytes());
+        copy_config(&config, offset, data);
+    }
+
+    fn write_config(&mut self, offset: u64, _data: &[u8]) -> Result<(), Violation> {
+        Err(Violation::Config(offset))
+    }
+
+    fn activate(&mut self) {}
+
+    fn reset(&mut self) {
+        self.waiting.clear();
+    }
+
+    fn process(&mut self, queues: &mut Queues<'_>) -> Result<(), Violation> {
+        self.transmit(queues)?;
+        self.receive(queues)
+    }
+
+    fn save(&self) -> NetState {
+        // What waits is a frame on its way, and lost like those in the descriptor.
+        let Self { frames: _, mtu, plugged: _, readable: _, waiting: _, overflow: _, vectors: _ } = self;
+        NetState { mtu: *mtu }
+    }
+
+    fn rewind(&mut self, state: &NetState) -> Result<(), Error> {
+        let NetState { mtu } = *state;
+        if mtu < MIN_MTU {
+            return Err(Error::Field { device: "net", field: "mtu" });
+        }
+        self.mtu = mtu;
+        self.plugged = false;
+        Ok(())
+    }
+}
