@@ -2,18 +2,28 @@
 
 use std::{
     env, io,
+    net::{IpAddr, SocketAddr},
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use crate::admission;
+use forkling_net::control::Settings;
+use ipnet::Ipv4Net;
+
+use crate::{admission, network};
 
 /// Longest socket path in bytes: `sun_path` of `unix(7)` less its final zero.
 pub const MAX_SOCKET_PATH: usize = 107;
 
 /// How long a template without forks stays in memory if nothing else is said, in seconds.
 const IDLE_UNLOAD_S: u64 = 15 * 60;
+
+/// Shortest and longest prefix of the range of guests' addresses.
+const MIN_RANGE: u8 = 8;
+const MAX_RANGE: u8 = 29;
+
+const DNS_PORT: u16 = 53;
 
 /// Environment variable with the path of the daemon's socket.
 pub const SOCKET_ENV: &str = "FORKLING_SOCKET";
@@ -43,6 +53,9 @@ pub enum Error {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// The range of guests' addresses is too large or too small.
+    #[error("--network-range {0} is not between a /{MIN_RANGE} and a /{MAX_RANGE}")]
+    NetworkRange(Ipv4Net),
     /// The running program's own path is unknown.
     #[error("cannot find the running program; give --vmm and --agent")]
     NoProgram(#[source] io::Error),
@@ -95,6 +108,22 @@ pub struct Args {
     /// Unload templates that had no fork for so long; 0: never
     #[arg(long, value_name = "SECONDS", default_value_t = IDLE_UNLOAD_S)]
     pub idle_unload: u64,
+    /// Addresses of guests
+    #[arg(long, value_name = "CIDR", default_value_t = default_range())]
+    pub network_range: Ipv4Net,
+    /// Resolver that allowed names are asked of; may be given more than once [default: those of /etc/resolv.conf]
+    #[arg(long = "resolver", value_name = "ADDRESS[:PORT]", value_parser = resolver)]
+    pub resolvers: Vec<SocketAddr>,
+}
+
+fn default_range() -> Ipv4Net {
+    let (address, prefix) = network::DEFAULT_RANGE;
+    Ipv4Net::new(address, prefix).expect("a constant")
+}
+
+fn resolver(text: &str) -> Result<SocketAddr, String> {
+    let with_port = text.parse().or_else(|_| text.parse().map(|address: IpAddr| (address, DNS_PORT).into()));
+    with_port.map_err(|_| format!("{text:?} is not an address, or an address and a port"))
 }
 
 fn factor(text: &str) -> Result<f64, String> {
@@ -123,6 +152,8 @@ pub struct Config {
     pub admission: admission::Settings,
     /// How long a template without forks stays in memory; `None` for ever.
     pub idle_unload: Option<Duration>,
+    /// The network of forks.
+    pub network: Settings,
 }
 
 impl Config {
@@ -158,8 +189,24 @@ impl Config {
                 queue: args.queue.min(1 << 32),
             },
             idle_unload: (args.idle_unload > 0).then(|| Duration::from_secs(args.idle_unload)),
+            network: network_settings(args.network_range, args.resolvers)?,
         })
     }
+}
+
+fn network_settings(guests: Ipv4Net, resolvers: Vec<SocketAddr>) -> Result<Settings, Error> {
+    if !(MIN_RANGE..=MAX_RANGE).contains(&guests.prefix_len()) {
+        return Err(Error::NetworkRange(guests));
+    }
+    let resolvers = if resolvers.is_empty() { host_resolvers() } else { resolvers };
+    Ok(Settings { guests: guests.trunc(), resolvers })
+}
+
+/// The `nameserver` lines of resolv.conf(5).
+fn host_resolvers() -> Vec<SocketAddr> {
+    let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let servers = text.lines().filter_map(|line| line.trim().strip_prefix("nameserver"));
+    servers.filter_map(|server| resolver(server.trim()).ok()).collect()
 }
 
 /// Socket of the daemon a client talks to when it was told nothing.

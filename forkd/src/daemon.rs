@@ -86,6 +86,13 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     outcome
 }
 
+/// Serves as the net process of the daemon that started this one, until that one is gone.
+pub fn run_net() -> anyhow::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+        .context("cannot ask to end with the daemon")?;
+    forkling_net::run().context("the net process cannot serve; it is started by forkd only")
+}
+
 async fn serve(engine: &Arc<Engine>, listener: &Listener) -> anyhow::Result<()> {
     let socket = listener.socket.try_clone().context("cannot use the socket")?;
     let socket = tokio::net::UnixListener::from_std(socket).context("cannot use the socket")?;

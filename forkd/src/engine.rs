@@ -13,6 +13,7 @@ use crate::{
     fork::{MEMORY, SNAPSHOT},
     identity::Generations,
     limits,
+    network::Network,
     pager::{Images, News},
     process::Spawner,
     registry::Registry,
@@ -34,6 +35,8 @@ pub struct Engine {
     pub admission: Arc<Admission>,
     /// Chunks of all templates on disk.
     pub chunks: ChunkStore,
+    /// Addresses, links and the net process.
+    pub network: Network,
     /// Forks under construction.
     pub spawns: Arc<Semaphore>,
     /// Parked forks under construction.
@@ -63,6 +66,7 @@ impl Engine {
             images,
             admission: Admission::new(config.admission, limits::spawns_in_flight()),
             chunks,
+            network: Network::new(config.network.clone()),
             spawns: Arc::new(Semaphore::new(limits::spawns_in_flight())),
             refills: Arc::new(Semaphore::new(limits::refills_in_flight())),
             builds: Arc::new(Semaphore::new(limits::CONCURRENT_BUILDS)),

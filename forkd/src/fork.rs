@@ -32,6 +32,7 @@ use crate::{
 
 pub use console::Console;
 pub use create::{Request, create};
+pub use network::{Attached, NetworkChoice, not_had, policy, unavailable};
 pub use park::{Error as ParkError, Parked, Touched, park, touched};
 pub use timings::monotonic_ns;
 
@@ -39,6 +40,7 @@ use reset::Progress;
 
 mod console;
 mod create;
+mod network;
 mod park;
 mod reset;
 mod supervise;
@@ -86,6 +88,8 @@ pub struct Fork {
     buried: watch::Sender<bool>,
     console: Mutex<Console>,
     agent: tokio::sync::Mutex<Option<Arc<Connection>>>,
+    /// Its NIC's side of the network, while it lives.
+    attached: Mutex<Option<Arc<Attached>>>,
     /// Who waits for the end of a save.
     save: Mutex<Option<oneshot::Sender<Result<(), Failure>>>>,
     /// Held during a save: one at a time.
@@ -118,6 +122,7 @@ impl Fork {
             buried: watch::Sender::new(false),
             console: Mutex::new(Console::default()),
             agent: tokio::sync::Mutex::new(None),
+            attached: Mutex::new(None),
             save: Mutex::new(None),
             saving: tokio::sync::Mutex::new(()),
             progress: watch::Sender::default(),
@@ -170,9 +175,19 @@ impl Fork {
             pid: self.pid.get().copied(),
             created_unix_ms: self.created_unix_ms,
             parked: self.parked,
+            network: self.attached().map(|attached| attached.show()),
             metadata: (*self.metadata).clone(),
             timings_us,
         }
+    }
+
+    /// Its side of the network, while it lives and if it has a NIC.
+    pub fn attached(&self) -> Option<Arc<Attached>> {
+        self.attached.lock().expect("no panic under this lock").clone()
+    }
+
+    fn attach(&self, attached: Option<Attached>) {
+        *self.attached.lock().expect("no panic under this lock") = attached.map(Arc::new);
     }
 
     /// Last output of the guest's serial console, and how many bytes were dropped before it.

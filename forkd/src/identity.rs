@@ -1,7 +1,7 @@
 //! What makes a fork itself: ids, generations that never repeat on this host, entropy, and the mailbox that carries
 //! them into the guest.
 
-use forkling_proto::mailbox;
+use forkling_proto::{mailbox, network::Network};
 use rustix::rand::{GetRandomFlags, getrandom};
 
 pub use generation::Generations;
@@ -34,6 +34,8 @@ pub struct Identity {
     pub generation: u64,
     /// Echoed by the acknowledgement.
     pub nonce: u64,
+    /// Place in the network, if it has a NIC.
+    pub network: Option<Network>,
     env: Vec<(String, String)>,
     param: u64,
 }
@@ -50,6 +52,7 @@ impl Identity {
             nonce: u64::from_le_bytes(random()),
             env: choice.env.clone(),
             param: choice.param,
+            network: None,
             id,
         }
     }
@@ -57,6 +60,12 @@ impl Identity {
     /// The same fork at a later activation: same id and names, new generation and nonce.
     pub fn renewed(&self, generation: u64) -> Self {
         Self { generation, nonce: u64::from_le_bytes(random()), ..self.clone() }
+    }
+
+    /// The same with a place in the network.
+    #[must_use]
+    pub fn on(self, network: Option<Network>) -> Self {
+        Self { network, ..self }
     }
 
     /// The same with another machine id.
@@ -79,6 +88,7 @@ impl Identity {
             hostname: self.hostname.clone(),
             machine_id: self.machine_id.clone(),
             env: self.env.clone(),
+            network: self.network,
         };
         mailbox::encode(&header, &identity)
     }

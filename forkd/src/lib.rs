@@ -20,6 +20,7 @@ pub mod identity;
 pub mod limits;
 pub mod memory;
 pub mod names;
+pub mod network;
 pub mod pager;
 pub mod pool;
 pub mod process;

@@ -137,12 +137,21 @@ fn exit_of(status: &WaitIdStatus) -> Exit {
 }
 
 struct Job {
+    program: Program,
     role: &'static str,
     control: OwnedFd,
     done: oneshot::Sender<io::Result<u32>>,
 }
 
-/// Starts processes of `forkling-vmm`.
+/// Which program a process runs.
+#[derive(Clone, Copy, Debug)]
+enum Program {
+    Vmm,
+    /// This one.
+    Daemon,
+}
+
+/// Starts processes of `forkling-vmm`, and the net process.
 #[derive(Clone, Debug)]
 pub struct Spawner(channel::Sender<Job>);
 
@@ -155,7 +164,11 @@ impl Spawner {
             let _resident = ResidentProgram::new(&program)
                 .inspect_err(|error| tracing::debug!(%error, "the VMM program is not kept in memory"));
             for job in jobs {
-                let started = spawn(&program, job.role, job.control);
+                let started = match job.program {
+                    Program::Vmm => spawn(&program, job.role, job.control),
+                    // Still this program when its file was replaced.
+                    Program::Daemon => spawn("/proc/self/exe".as_ref(), job.role, job.control),
+                };
                 // A caller that went away leaves a process whose control socket is closed: it ends by itself.
                 let _ = job.done.send(started);
             }
@@ -165,9 +178,18 @@ impl Spawner {
 
     /// Starts `forkling-vmm ROLE` with `control` as its control socket.
     pub async fn spawn(&self, role: &'static str, control: OwnedFd) -> io::Result<Process> {
+        self.start(Program::Vmm, role, control).await
+    }
+
+    /// Starts `forkd net` with `control` as its control socket.
+    pub async fn spawn_net(&self, control: OwnedFd) -> io::Result<Process> {
+        self.start(Program::Daemon, "net", control).await
+    }
+
+    async fn start(&self, program: Program, role: &'static str, control: OwnedFd) -> io::Result<Process> {
         let (done, pid) = oneshot::channel();
         let gone = || io::Error::other("the spawner thread is gone; restart the daemon");
-        self.0.send(Job { role, control, done }).map_err(|_| gone())?;
+        self.0.send(Job { program, role, control, done }).map_err(|_| gone())?;
         let pid = pid.await.map_err(|_| gone())??;
         Process::adopt(pid.cast_signed())
     }

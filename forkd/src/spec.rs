@@ -17,7 +17,7 @@ use std::{
 
 use serde::Deserialize;
 
-use crate::api::types::{BuildTemplate, Command, Cpu, Payload, Ready};
+use crate::api::types::{BuildTemplate, Command, Cpu, Payload, Ready, TemplateNetwork};
 
 /// Why a template file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +86,8 @@ struct File {
     on_fork: Vec<Command>,
     #[serde(default)]
     env: BTreeMap<String, String>,
+    #[serde(default)]
+    network: TemplateNetwork,
 }
 
 fn one() -> u8 {
@@ -129,6 +131,7 @@ fn parse(text: &str, path: &Path, base: &Path, name: Option<&str>) -> Result<Bui
         ready_timeout_ms,
         on_fork: file.on_fork,
         env: file.env,
+        network: file.network,
     })
 }
 

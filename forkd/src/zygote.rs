@@ -48,6 +48,8 @@ pub struct Load<'a> {
     pub image: BorrowedFd<'a>,
     /// The root image.
     pub root: Option<BorrowedFd<'a>>,
+    /// Whether forks have a NIC.
+    pub nic: bool,
 }
 
 /// The answer to a spawn: the fork's process id.
@@ -60,6 +62,7 @@ type Pending = HashMap<u64, oneshot::Sender<Result<i32, Failure>>>;
 pub struct Zygote {
     process: Process,
     socket: Socket,
+    nic: bool,
     /// Spawns under way; `None` when the process has ended.
     pending: Mutex<Option<Pending>>,
     token: AtomicU64,
@@ -74,6 +77,7 @@ impl Zygote {
         let zygote = Arc::new(Self {
             process,
             socket,
+            nic: load.nic,
             pending: Mutex::new(Some(HashMap::new())),
             token: AtomicU64::new(1),
             end: watch::Sender::new(None),
@@ -109,14 +113,26 @@ impl Zygote {
         }
     }
 
-    /// Asks for a fork whose control socket is `theirs`.
-    pub async fn spawn(&self, theirs: OwnedFd, view: View) -> Result<Spawned, control::Error> {
+    /// Whether its forks have a NIC.
+    pub fn has_nic(&self) -> bool {
+        self.nic
+    }
+
+    /// Asks for a fork whose control socket is `theirs`, with the wire `frames` if it is to have a NIC.
+    pub async fn spawn(
+        &self,
+        theirs: OwnedFd,
+        frames: Option<OwnedFd>,
+        view: View,
+    ) -> Result<Spawned, control::Error> {
         let token = self.token.fetch_add(1, Ordering::Relaxed);
         let (sender, spawned) = oneshot::channel();
         if let Some(pending) = self.pending.lock().expect("no panic under this lock").as_mut() {
             pending.insert(token, sender);
         }
-        self.socket.send(&ToZygote::Spawn { token, view }, &[theirs.as_fd()]).await?;
+        let mut fds = vec![theirs.as_fd()];
+        fds.extend(frames.as_ref().map(AsFd::as_fd));
+        self.socket.send(&ToZygote::Spawn { token, view }, &fds).await?;
         Ok(spawned)
     }
 

@@ -44,6 +44,12 @@ pub enum ToNet {
         /// What it may reach from now on.
         policy: Policy,
     },
+    /// The guest of a link went back to where it had no connections: its flows end without a word. Counters, denials,
+    /// identity and policy stay. No answer.
+    Reset {
+        /// Which.
+        link: u64,
+    },
     /// Asks for [`FromNet::Report`].
     Inspect {
         /// Repeated in the answer.

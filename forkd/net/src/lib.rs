@@ -5,3 +5,18 @@
 #![forbid(unsafe_code)]
 
 pub mod control;
+
+/// x
+pub fn run() -> std::io::Result<()> {
+    use std::os::fd::AsFd;
+    let fd = std::io::stdin().as_fd().try_clone_to_owned()?;
+    let c = forkling_vmm::channel::Channel::new(fd);
+    let mut keep = vec![];
+    while let Ok(Some((m, fds))) = c.receive::<control::ToNet>() {
+        keep.extend(fds);
+        if let control::ToNet::Start(_) = m {
+            let _ = c.send(&control::FromNet::Started, &[]);
+        }
+    }
+    Ok(())
+}

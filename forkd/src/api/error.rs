@@ -102,6 +102,19 @@ catalogue! {
         "use 1 to 63 of a-z, 0-9, '.', '_', '-', beginning with a letter or digit, without '..'";
     /// `count` is out of range.
     InvalidCount = "invalid_count" 400 Request false "ask for 1 to 1000 forks in one request";
+    /// A rule of an egress policy is malformed.
+    InvalidRule = "invalid_rule" 400 Request false
+        "write [tcp://|udp://|icmp://]DESTINATION[:PORTS], for instance example.com:443 or 192.0.2.0/24";
+    /// The template has no NIC.
+    NoNetwork = "no_network" 400 Request false
+        "leave out the network, or build the template with a NIC";
+    /// An address is outside of the daemon's range, or asked for several forks.
+    InvalidAddress = "invalid_address" 400 Request false
+        "choose an address in the daemon's --network-range for one fork, or leave it out";
+    /// Another fork has the address, or all are taken.
+    AddressInUse = "address_in_use" 409 Request true "choose another address, or end the fork that has it";
+    /// The net process cannot be had.
+    NetworkUnavailable = "network_unavailable" 503 Infra true "look at the daemon's log, and try again";
     /// Nothing is served at this path.
     NoSuchRoute = "no_such_route" 404 Request false "look up the paths at /v1/openapi.json";
     /// The path is served, by other methods.

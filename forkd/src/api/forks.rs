@@ -32,6 +32,7 @@ use crate::{
     template::{Template, snapshot as snapshots, validate_environment},
 };
 
+use super::network::network_choice;
 use batch::{Batch, Outcome};
 
 mod batch;
@@ -109,12 +110,14 @@ fn plan(engine: &Engine, request: &CreateForks, received_ns: u64) -> Result<Vec<
     }
     let timeout = timeout_of(request.timeout_ms)?.unwrap_or(DEFAULT_CREATE_TIMEOUT);
     let template: Arc<Template> = engine.registry.template(&request.template)?;
+    let network = Arc::new(network_choice(engine, request, &template, count)?);
     let metadata = Arc::new(request.metadata.clone());
     let env: Vec<_> = request.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
     let deadline = Instant::now() + timeout;
     let child = |name: Option<String>| Request {
         template: template.clone(),
         choice: Choice { hostname: request.hostname.clone(), name, env: env.clone(), param: request.param },
+        network: network.clone(),
         metadata: metadata.clone(),
         pool: request.pool,
         deadline,

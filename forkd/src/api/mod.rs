@@ -8,6 +8,7 @@ mod extract;
 mod forks;
 mod idempotency;
 mod ndjson;
+mod network;
 mod ping;
 mod reset;
 mod system;
@@ -49,6 +50,7 @@ fn routes() -> OpenApiRouter<Shared> {
         .routes(routes!(forks::inspect, forks::kill))
         .routes(routes!(forks::snapshot))
         .routes(routes!(reset::reset))
+        .routes(routes!(network::inspect, network::set))
         .routes(routes!(ping::ping))
         .routes(routes!(forks::console))
         .routes(routes!(forks::memory))

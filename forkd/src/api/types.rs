@@ -9,11 +9,13 @@ use utoipa::ToSchema;
 pub use super::error::{ErrorAnswer, ErrorBody, Kind};
 pub use exec::*;
 pub use fork::*;
+pub use network::*;
 pub use pool::*;
 pub use residency::*;
 
 mod exec;
 mod fork;
+mod network;
 mod pool;
 mod residency;
 
@@ -151,6 +153,20 @@ pub struct BuildTemplate {
     /// Environment of all commands.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
+    /// Its network.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub network: TemplateNetwork,
+}
+
+impl BuildTemplate {
+    /// Whether its guests have a NIC.
+    pub fn has_nic(&self) -> bool {
+        self.payload == Payload::Linux && self.network.nic.unwrap_or(true)
+    }
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 fn default_memory() -> u32 {
@@ -293,6 +309,9 @@ pub struct CreateForks {
     /// Whether parked forks may serve.
     #[serde(default)]
     pub pool: PoolUse,
+    /// Their network; as the template has it if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<ForkNetworkRequest>,
     /// Kept with each fork and shown with it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,
@@ -381,6 +400,9 @@ pub struct ForkInfo {
     /// Whether it came out of the pool.
     #[serde(default)]
     pub parked: bool,
+    /// Its place in the network, if it has a NIC and lives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<ForkNetwork>,
     /// As given.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,

@@ -14,7 +14,12 @@ fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
-    match daemon::run(Args::parse()) {
+    let outcome = if std::env::args_os().nth(1).is_some_and(|role| role == "net") {
+        daemon::run_net()
+    } else {
+        daemon::run(Args::parse())
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // In one line, without the backtrace that anyhow would add.

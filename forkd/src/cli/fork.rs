@@ -38,6 +38,8 @@ pub struct Options {
     /// Whether parked forks may serve
     #[arg(long, value_enum, default_value_t)]
     pool: PoolUse,
+    #[command(flatten)]
+    network: super::network::Options,
 }
 
 /// See [`types::PoolUse`].
@@ -63,6 +65,7 @@ impl Options {
                 PoolUse::Use => types::PoolUse::Use,
                 PoolUse::Bypass => types::PoolUse::Bypass,
             },
+            network: self.network.request(),
             ..CreateForks::default()
         }
     }

@@ -4,6 +4,7 @@ mod client;
 mod doctor;
 mod exec;
 mod fork;
+mod network;
 mod output;
 mod pool;
 mod progress;
@@ -62,6 +63,8 @@ enum Command {
     Inspect(fork::Inspect),
     /// Make a template of a running fork
     Snapshot(fork::Snapshot),
+    /// Show or change what a fork may reach on the network
+    Network(network::Network),
     /// Take a running fork back to where its template was frozen, in place
     Reset(fork::Reset),
     /// Print the completions of a shell
@@ -103,6 +106,7 @@ async fn run(args: Args, output: Output) -> Result<ExitCode, Failure> {
         Command::Ps(ps) => ps.run(&client()?, output).await,
         Command::Kill(kill) => kill.run(&client()?, output).await,
         Command::Inspect(inspect) => inspect.run(&client()?, output).await,
+        Command::Network(network) => network.run(&client()?, output).await,
         Command::Reset(reset) => reset.run(&client()?, output).await,
         Command::Snapshot(snapshot) => snapshot.run(&client()?, output).await,
         Command::Completions { shell } => {

@@ -5,7 +5,11 @@ use std::{collections::BTreeMap, sync::Arc};
 use forkling_vmm::protocol::{ToFork, View};
 use tokio::time::{Instant, timeout_at};
 
-use super::{Fork, Parked, Status, supervise::Supervisor};
+use super::{
+    Fork, Parked, Status,
+    network::{Attached, NetworkChoice, not_had, unavailable, wire},
+    supervise::Supervisor,
+};
 use crate::{
     api::{
         error::{Code, Error, chain},
@@ -14,6 +18,7 @@ use crate::{
     control::{self, Socket},
     engine::Engine,
     identity::{Choice, Identity},
+    network::{Address, Link},
     template::{Loaded, Template},
 };
 
@@ -24,6 +29,8 @@ pub struct Request {
     pub template: Arc<Template>,
     /// The caller's part of its identity.
     pub choice: Choice,
+    /// Its network.
+    pub network: Arc<NetworkChoice>,
     /// Kept with it.
     pub metadata: Arc<BTreeMap<String, String>>,
     /// Whether a parked fork may serve.
@@ -104,20 +111,45 @@ async fn begin(engine: &Arc<Engine>, request: &Request) -> Result<(Unclaimed, Ou
     make(engine, request, &loaded).await
 }
 
+/// A fork that the registry knows, and what it needs to run.
+struct Entered {
+    unclaimed: Unclaimed,
+    activate: ToFork,
+    address: Option<Address>,
+}
+
+impl Entered {
+    /// Gives its NIC's wire to the fork.
+    fn attach(&mut self, request: &Request, link: Option<Link>) {
+        let attached = link.zip(self.address.take());
+        self.unclaimed
+            .0
+            .attach(attached.map(|(link, address)| Attached::new(link, address, &request.network)));
+    }
+}
+
 /// A new fork's record, entered, and what activates it.
-fn enter(
-    engine: &Engine,
-    request: &Request,
-    socket: &Arc<Socket>,
-    parked: bool,
-) -> Result<(Unclaimed, ToFork), Error> {
-    let identity = Identity::new(&request.choice, engine.generation()?);
+fn enter(engine: &Engine, request: &Request, socket: &Arc<Socket>, parked: bool) -> Result<Entered, Error> {
+    let address = address(engine, request)?;
+    let identity =
+        Identity::new(&request.choice, engine.generation()?).on(address.as_ref().map(Address::network));
     let mailbox =
         identity.mailbox().map_err(|error| Error::new(Code::EnvironmentTooLarge, error.to_string()))?;
     let fork = Arc::new(Fork::new(identity, socket.clone(), request, parked));
     engine.registry.insert_fork(&fork, engine.max_forks)?;
     // From here on the registry knows it, so every way out goes through the supervisor or kills it.
-    Ok((Unclaimed(fork), ToFork::Activate { mailbox, advance_monotonic: false }))
+    let activate = ToFork::Activate { mailbox, advance_monotonic: false, plugged: true };
+    Ok(Entered { unclaimed: Unclaimed(fork), activate, address })
+}
+
+/// An address for a fork with a NIC.
+fn address(engine: &Engine, request: &Request) -> Result<Option<Address>, Error> {
+    if !request.template.record.spec.has_nic() {
+        return Ok(None);
+    }
+    let addresses = engine.network.addresses();
+    let address = request.network.ipv4.map_or_else(|| addresses.any(), |chosen| addresses.claim(chosen));
+    address.map(Some).map_err(|error| not_had(&error))
 }
 
 /// Gives a parked fork its identity. `None`: it had died meanwhile.
@@ -126,20 +158,23 @@ async fn activate(
     request: &Request,
     parked: Parked,
 ) -> Result<Option<(Unclaimed, Outcome)>, Error> {
-    let (unclaimed, activate) = match enter(engine, request, &parked.socket, true) {
+    let mut entered = match enter(engine, request, &parked.socket, true) {
         Ok(entered) => entered,
         Err(error) => {
             request.template.pool().give_back(parked);
             return Err(error);
         }
     };
-    if let Err(error) = parked.socket.send(&activate, &[]).await {
+    if let Err(error) = parked.socket.send(&entered.activate, &[]).await {
+        let unclaimed = entered.unclaimed;
         tracing::debug!(%error, "a parked fork had died");
         unclaimed.0.kill("failed", "it had died in the pool; another one took its place");
         engine.registry.fork_died(&unclaimed.0);
         return Ok(None);
     }
-    let (socket, process) = parked.take();
+    let (socket, process, link) = parked.take();
+    entered.attach(request, link);
+    let Entered { unclaimed, .. } = entered;
     let fork = unclaimed.0.clone();
     let (supervisor, outcome) = Supervisor::new(engine.clone(), fork, socket, None);
     tokio::spawn(supervisor.run_parked(process));
@@ -159,17 +194,21 @@ async fn make(
     };
     let (socket, theirs) = control::pair().map_err(|error| failed(&error.into()))?;
     let socket = Arc::new(socket);
-    let (unclaimed, activate) = enter(engine, request, &socket, false)?;
-    let fork = unclaimed.0.clone();
+    let mut entered = enter(engine, request, &socket, false)?;
+    let fork = entered.unclaimed.0.clone();
+    let (link, frames) = wire(engine, &loaded.zygote).map_err(|error| unavailable(&error))?;
+    entered.attach(request, link);
+    let Entered { unclaimed, activate, .. } = entered;
     let lazy = loaded.is_lazy();
-    let spawned = match loaded.zygote.spawn(theirs, if lazy { View::Lazy } else { View::Complete }).await {
-        Ok(spawned) => spawned,
-        Err(error) => {
-            fork.kill("failed", "the template's zygote is gone");
-            engine.registry.fork_died(&fork);
-            return Err(failed(&error));
-        }
-    };
+    let spawned =
+        match loaded.zygote.spawn(theirs, frames, if lazy { View::Lazy } else { View::Complete }).await {
+            Ok(spawned) => spawned,
+            Err(error) => {
+                fork.kill("failed", "the template's zygote is gone");
+                engine.registry.fork_died(&fork);
+                return Err(failed(&error));
+            }
+        };
     // The fork reads it when it is ready; a fork that is never made is reported by the zygote.
     let sent = socket.send(&activate, &[]).await;
     let (supervisor, outcome) = Supervisor::new(engine.clone(), fork, socket, Some(permit));

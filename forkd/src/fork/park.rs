@@ -5,10 +5,14 @@ use std::{
     sync::Arc,
 };
 
-use forkling_proto::rpc::{self, Kind};
+use forkling_proto::{
+    network::{Network, TEMPLATE},
+    rpc::{self, Kind},
+};
 use forkling_vmm::protocol::{Failure, FromFork, PageRun, ToFork, View};
 use tokio::{net::UnixStream, time::timeout};
 
+use super::network::wire;
 use crate::{
     agent::{self, Connection, Event},
     api::types::{PoolSettings, Rehearsal},
@@ -16,6 +20,7 @@ use crate::{
     engine::Engine,
     identity::{Choice, Identity},
     limits::PARK_TIMEOUT,
+    network::{self, Link},
     process::{Doomed, Process},
     zygote::Zygote,
 };
@@ -32,6 +37,9 @@ pub enum Error {
     /// Its control socket failed.
     #[error(transparent)]
     Control(#[from] control::Error),
+    /// It has no network.
+    #[error(transparent)]
+    Network(#[from] network::Error),
     /// The zygote is gone.
     #[error("the template's zygote is gone")]
     NoZygote,
@@ -61,6 +69,8 @@ pub struct Parked {
     /// Its control socket.
     pub socket: Arc<Socket>,
     process: Doomed,
+    /// Of its NIC, if it has one.
+    link: Option<Link>,
 }
 
 /// Pages that the guest touched in a rehearsal.
@@ -78,16 +88,16 @@ impl Parked {
         self.process.is_alive()
     }
 
-    /// Its socket and process, whose end is the caller's business from now on.
-    pub fn take(self) -> (Arc<Socket>, Process) {
-        (self.socket, self.process.spare())
+    /// Its socket, its process, whose end is the caller's business from now on, and its NIC's link.
+    pub fn take(self) -> (Arc<Socket>, Process, Option<Link>) {
+        (self.socket, self.process.spare(), self.link)
     }
 }
 
 /// Makes a parked fork. The template's image is complete. Cancelled, it leaves nothing.
 pub async fn park(engine: &Engine, zygote: &Zygote, settings: &PoolSettings) -> Result<Parked, Error> {
     let work = async {
-        let parked = make(zygote, View::Complete).await?;
+        let parked = make(engine, zygote, View::Complete).await?;
         if settings.rehearsal != Rehearsal::Off {
             parked.rehearse(engine, settings.rehearsal).await?;
             parked.rewind(settings.keep_writes).await?;
@@ -100,7 +110,7 @@ pub async fn park(engine: &Engine, zygote: &Zygote, settings: &PoolSettings) -> 
 /// What a fork touches from its forkpoint to the end of a rehearsal. The fork ends with it.
 pub async fn touched(engine: &Engine, zygote: &Zygote, rehearsal: Rehearsal) -> Result<Touched, Error> {
     let work = async {
-        let parked = make(zygote, View::Exact).await?;
+        let parked = make(engine, zygote, View::Exact).await?;
         parked.rehearse(engine, rehearsal).await?;
         parked.socket.send(&ToFork::Rewind { keep_writes: false, report: true }, &[]).await?;
         match parked.hear().await? {
@@ -111,12 +121,13 @@ pub async fn touched(engine: &Engine, zygote: &Zygote, rehearsal: Rehearsal) -> 
     timeout(PARK_TIMEOUT, work).await.map_err(|_| Error::Late)?
 }
 
-async fn make(zygote: &Zygote, view: View) -> Result<Parked, Error> {
+async fn make(engine: &Engine, zygote: &Zygote, view: View) -> Result<Parked, Error> {
     let (socket, theirs) = control::pair()?;
-    let spawned = zygote.spawn(theirs, view).await?;
+    let (link, frames) = wire(engine, zygote)?;
+    let spawned = zygote.spawn(theirs, frames, view).await?;
     let pid = spawned.await.map_err(|_| Error::NoZygote)?.map_err(Error::Failed)?;
     let process = Doomed::new(Process::adopt(pid)?);
-    let parked = Parked { socket: Arc::new(socket), process };
+    let parked = Parked { socket: Arc::new(socket), process, link };
     parked.until_parked().await?;
     Ok(parked)
 }
@@ -144,9 +155,13 @@ impl Parked {
     /// Runs what a fork runs first, under an identity that nobody keeps.
     async fn rehearse(&self, engine: &Engine, rehearsal: Rehearsal) -> Result<(), Error> {
         let generation = engine.generation().map_err(|error| Error::Identity(error.to_string()))?;
-        let identity = Identity::new(&Choice::default(), generation);
+        // An address changes hands in the guest as in any fork; the NIC is unplugged.
+        let network = self.link.as_ref().map(|_| Network { ipv4: TEMPLATE });
+        let identity = Identity::new(&Choice::default(), generation).on(network);
         let mailbox = identity.mailbox().map_err(|error| Error::Identity(error.to_string()))?;
-        self.socket.send(&ToFork::Activate { mailbox, advance_monotonic: false }, &[]).await?;
+        self.socket
+            .send(&ToFork::Activate { mailbox, advance_monotonic: false, plugged: false }, &[])
+            .await?;
         match self.hear().await? {
             FromFork::Acknowledged { generation, nonce, .. }
                 if (generation, nonce) == (identity.generation, identity.nonce) => {}

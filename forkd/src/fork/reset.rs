@@ -59,6 +59,9 @@ impl Fork {
         let before = self.progress.borrow().parked;
         self.tell(&ToFork::Rewind { keep_writes: request.keep_writes, report: false }).await?;
         self.until(|progress| progress.parked > before).await?;
+        if let Some(attached) = self.attached() {
+            attached.reset();
+        }
         let generation = engine.generation()?;
         let mailbox = {
             let mut identity = self.identity.lock().expect("no panic under this lock");
@@ -70,7 +73,7 @@ impl Fork {
         };
         let mailbox = mailbox.map_err(|error| Error::new(Code::EnvironmentTooLarge, error.to_string()))?;
         self.received_ns.store(received, Ordering::Relaxed);
-        self.tell(&ToFork::Activate { mailbox, advance_monotonic: false }).await?;
+        self.tell(&ToFork::Activate { mailbox, advance_monotonic: false, plugged: true }).await?;
         self.until(|progress| progress.acknowledged == generation).await
     }
 

@@ -77,6 +77,7 @@ impl Supervisor {
     async fn settle(self) {
         *self.fork.handles() = Handles { socket: None, process: None };
         self.engine.registry.fork_died(&self.fork);
+        self.fork.attach(None);
         self.fork.agent.lock().await.take();
         self.fork.save.lock().expect("no panic under this lock").take();
         self.fork.buried.send_replace(true);
@@ -174,6 +175,11 @@ impl Supervisor {
         self.fork.progress.send_modify(|progress| progress.acknowledged = generation);
         if let Some(outcome) = self.outcome.take() {
             let _ = outcome.send(Ok(()));
+            // What the guest sends meanwhile waits for it.
+            if let Some(attached) = self.fork.attached() {
+                let identity = self.fork.identity.lock().expect("no panic under this lock");
+                attached.bind(&identity, self.fork.name.as_deref());
+            }
         }
     }
 

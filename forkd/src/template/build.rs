@@ -3,13 +3,17 @@
 use std::{
     fs::{self, File},
     io,
-    os::fd::AsFd,
+    os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use forkling_proto::config::{self, GuestConfig};
+use forkling_net::control::{Guest, Limits};
+use forkling_proto::{
+    config::{self, GuestConfig},
+    network::TEMPLATE,
+};
 use forkling_vmm::{protocol::BuildSpec, snapshot::file};
 use rustix::fs::{Mode, OFlags, open};
 use tokio::{
@@ -24,7 +28,9 @@ use crate::{
         types::{BuildEvent, BuildTemplate, Command, Payload, Ready},
     },
     engine::Engine,
+    fork::{policy, unavailable},
     limits::{BOOT_TIMEOUT, DEFAULT_READY_TIMEOUT},
+    network::{Bound, Link},
     registry::Reservation,
 };
 
@@ -123,12 +129,13 @@ impl Job {
         let (out, agent) = (path.clone(), self.engine.config.agent.clone());
         let config = guest_config(&self.spec);
         let (tree, null) = (self.files.modules.clone(), self.spec.payload == Payload::Null);
+        let network = self.spec.has_nic();
         let written = tokio::task::spawn_blocking(move || {
             let file = File::create(out).map_err(|error| write_error(&error))?;
             if null {
                 return Ok(());
             }
-            let modules = tree.map_or(Ok(Vec::new()), |tree| module_files(&tree))?;
+            let modules = tree.map_or(Ok(Vec::new()), |tree| module_files(&tree, network))?;
             initramfs::write(io::BufWriter::new(file), &agent, &config, &modules).map_err(|error| {
                 Error::new(Code::BuildFailed, "cannot write the initramfs").because(chain(&error))
             })
@@ -152,19 +159,37 @@ impl Job {
             Some(_) => Some(File::open(directory.join(file::ROOT)).map_err(|error| write_error(&error))?),
             None => None,
         };
+        // The link lasts as long as the build.
+        let wire = self.wire().await?;
         let build = BuildSpec {
             memory_mib: spec.memory_mib,
             vcpus: spec.vcpus,
             cpu: spec.cpu.into(),
             cmdline: spec.cmdline.clone(),
             root: root.is_some(),
+            network: wire.is_some(),
             payload: spec.payload.into(),
             timeout_ms: millis(BOOT_TIMEOUT) + ready_timeout_ms(spec),
             compression: COMPRESSION,
         };
         let mut fds = vec![kernel.as_fd(), initramfs.as_fd(), snapshot.as_fd()];
         fds.extend(root.as_ref().map(AsFd::as_fd));
+        fds.extend(wire.as_ref().map(|(_, frames)| frames.as_fd()));
         builder::run(&self.engine, build, &fds, &self.events).await
+    }
+
+    /// The wire of the guest that is built, which may reach what the template's forks may.
+    async fn wire(&self) -> Result<Option<(Link, OwnedFd)>, Error> {
+        if !self.spec.has_nic() {
+            return Ok(None);
+        }
+        let network = &self.engine.network;
+        network.start(&self.engine.spawner).await.map_err(|error| unavailable(&error))?;
+        let (link, frames) = network.link().map_err(|error| unavailable(&error))?;
+        let guest = Guest { id: format!("template {}", self.spec.name), ipv4: TEMPLATE, group: None };
+        let policy = policy(&self.spec.network.egress)?;
+        link.bind(Bound { guest, policy, limits: Limits::default() });
+        Ok(Some((link, frames)))
     }
 
     fn commit(&self, scratch: Scratch, target: PathBuf) -> Result<Arc<Template>, Error> {
@@ -218,12 +243,13 @@ fn guest_config(spec: &BuildTemplate) -> GuestConfig {
         },
         ready_timeout_ms: ready_timeout_ms(spec),
         on_fork: argvs(&spec.on_fork),
+        network: spec.has_nic(),
         env: spec.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
     }
 }
 
 /// The module files the guest needs, in load order.
-fn module_files(tree: &Path) -> Result<Vec<PathBuf>, Error> {
+fn module_files(tree: &Path, network: bool) -> Result<Vec<PathBuf>, Error> {
     let fail = |cause: &dyn std::fmt::Display| {
         Error::new(Code::BuildRefused, format!("the kernel modules in {tree:?} cannot be used"))
             .because(cause)
@@ -231,8 +257,9 @@ fn module_files(tree: &Path) -> Result<Vec<PathBuf>, Error> {
     let dependencies = fs::read_to_string(tree.join("modules.dep")).map_err(|error| fail(&error))?;
     // A kernel without built-in modules has no such list.
     let builtin = fs::read_to_string(tree.join("modules.builtin")).unwrap_or_default();
-    let order =
-        modules::load_order(&dependencies, &builtin, &modules::REQUIRED).map_err(|error| fail(&error))?;
+    let network: &[&str] = if network { &modules::NETWORK } else { &[] };
+    let wanted: Vec<_> = modules::REQUIRED.iter().chain(network).copied().collect();
+    let order = modules::load_order(&dependencies, &builtin, &wanted).map_err(|error| fail(&error))?;
     Ok(order.into_iter().map(|file| tree.join(file)).collect())
 }
 

@@ -14,7 +14,7 @@ use super::{Template, scratch};
 use crate::{
     api::{
         error::{Code, Error, chain},
-        types::{BuildTemplate, Parent, Payload, Ready},
+        types::{BuildTemplate, Parent, Payload, Ready, TemplateNetwork},
     },
     engine::Engine,
     names,
@@ -67,6 +67,7 @@ impl Record {
             ready_timeout_ms: None,
             on_fork: Vec::new(),
             env: std::collections::BTreeMap::new(),
+            network: TemplateNetwork::default(),
         };
         Self { format: FORMAT, created_unix_ms: 0, parent: None, disk_bytes: 0, spec }
     }

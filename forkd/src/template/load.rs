@@ -14,6 +14,7 @@ use super::{Live, Loaded, Template, working_set};
 use crate::{
     api::error::{Code, Error, chain},
     engine::Engine,
+    fork::unavailable,
     pager::{ImagesError, Opened},
     zygote::{self, Load, Zygote},
 };
@@ -32,7 +33,7 @@ impl Template {
             Err(error) => {
                 engine.images.forget(self.name());
                 // What may pass by itself is tried again by the next fork.
-                let passing = error.code == Code::ForkFailed;
+                let passing = matches!(error.code, Code::ForkFailed | Code::NetworkUnavailable);
                 self.set(if passing { Live::Cold } else { Live::Broken(error.clone()) });
                 Err(error)
             }
@@ -40,6 +41,10 @@ impl Template {
     }
 
     async fn start(self: &Arc<Self>, engine: &Arc<Engine>) -> Result<Arc<Loaded>, Error> {
+        let nic = self.record.spec.has_nic();
+        if nic {
+            engine.network.start(&engine.spawner).await.map_err(|error| unavailable(&error))?;
+        }
         let (template, shared) = (self.clone(), engine.clone());
         let opened = tokio::task::spawn_blocking(move || template.open(&shared)).await;
         let opened = opened
@@ -48,6 +53,7 @@ impl Template {
             snapshot: opened.snapshot.as_fd(),
             image: opened.reader.as_fd(),
             root: opened.root.as_ref().map(AsFd::as_fd),
+            nic,
         };
         let zygote = Zygote::start(&engine.spawner, load).await.map_err(|error| self.zygote_error(&error))?;
         Ok(Arc::new(Loaded {

@@ -14,7 +14,7 @@ use std::collections::{HashMap, HashSet};
 pub const REQUIRED: [&str; 7] =
     ["virtio_mmio", "virtio_pmem", "nd_pmem", "erofs", "overlay", "vmw_vsock_virtio_transport", "virtio_rng"];
 
-/// Needed as soon as guests have a network device (Debian 6.1 adds failover and net_failover).
+/// Needed by guests with a NIC (Debian 6.1 adds failover and net_failover).
 pub const NETWORK: [&str; 1] = ["virtio_net"];
 
 /// Why the modules of a kernel cannot be listed.

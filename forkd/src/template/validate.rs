@@ -11,6 +11,7 @@ use crate::{
         types::{BuildTemplate, Command, Payload, Ready},
     },
     config::Config,
+    fork::policy,
     limits::{HOST_RESERVE_MIB, MAX_CMDLINE, MAX_COMMANDS, MAX_ENV, MAX_TIMEOUT, host_available_mib},
     names,
 };
@@ -31,6 +32,7 @@ pub fn validate(spec: &BuildTemplate, config: &Config) -> Result<Files, Error> {
     machine(spec)?;
     commands(spec)?;
     environment(spec.env.iter())?;
+    network(spec)?;
     if let Some(path) = &spec.root {
         if spec.payload == Payload::Null {
             return Err(invalid("a null payload has no root"));
@@ -126,6 +128,17 @@ pub fn environment<'a>(env: impl Iterator<Item = (&'a String, &'a String)>) -> R
         return Err(Error::new(Code::EnvironmentTooLarge, message));
     }
     Ok(())
+}
+
+fn network(spec: &BuildTemplate) -> Result<(), Error> {
+    if spec.payload == Payload::Null && spec.network.nic == Some(true) {
+        return Err(invalid("a null payload has no NIC"));
+    }
+    if !spec.has_nic() && !spec.network.egress.is_empty() {
+        let message = "the template has egress rules but no NIC";
+        return Err(Error::new(Code::NoNetwork, message));
+    }
+    policy(&spec.network.egress).map(|_| ())
 }
 
 fn kernel(spec: &BuildTemplate, config: &Config) -> Result<PathBuf, Error> {

@@ -165,7 +165,8 @@ fn attribute(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
 
 /// The kernel's error in an answer: struct nlmsgerr behind the header, negative.
 fn refusal(answer: &[u8]) -> io::Result<()> {
-    let field = |at: usize| answer.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(i32::from_ne_bytes);
+    let field =
+        |at: usize| answer.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(i32::from_ne_bytes);
     let kind = answer.get(4..6).map(|bytes| u16::from_ne_bytes([bytes[0], bytes[1]]));
     match (kind, field(HEADER)) {
         (Some(ERROR), Some(0)) => Ok(()),

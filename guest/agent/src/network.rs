@@ -10,9 +10,7 @@ use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 
-use forkling_proto::network::{
-    GATEWAY, GATEWAY_V6, Network, TEMPLATE, TEMPLATE_V6, ipv6_of, mac_of,
-};
+use forkling_proto::network::{GATEWAY, GATEWAY_V6, Network, TEMPLATE, TEMPLATE_V6, ipv6_of, mac_of};
 
 use crate::netlink::Netlink;
 

@@ -228,7 +228,8 @@ impl Devices {
             let token = Token(FIRST_TOKEN + kick.slot as usize);
             registry.register(&mut SourceFd(&kick.fd.as_raw_fd()), token, Interest::READABLE)
         })?;
-        let watch = |net: &MmioTransport<Net>| net.with_device(|net| net.watch(registry, Token(FRAMES_TOKEN)));
+        let watch =
+            |net: &MmioTransport<Net>| net.with_device(|net| net.watch(registry, Token(FRAMES_TOKEN)));
         self.net.iter().try_for_each(watch)
     }
 

@@ -1,18 +1,20 @@
 //! Test support: a machine's side of the devices (RAM, event loop) and a driver that talks to them through registers.
 
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
 use mio::{Events, Poll};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use virtio_queue::desc::{RawDescriptor, split::Descriptor};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::virtio::mmio::registers::{
     ACKNOWLEDGE, DRIVER, DRIVER_OK, EVENT_IDX, FEATURES_OK, QUEUE_NOTIFY, QUEUE_READY, STATUS, VERSION_1,
 };
-use super::virtio::pmem;
 use super::virtio::vsock::HostPorts;
+use super::virtio::{net, pmem};
 use super::{Backends, DeviceConfig, DeviceStates, Devices, Error, serial};
 use crate::memory::GuestRam;
 use crate::memory::layout::{PMEM_ALIGN, Slot};
@@ -38,6 +40,15 @@ pub struct Host {
     pub poll: Poll,
     pub ram: GuestRam,
     pub devices: Devices,
+    /// The other end of the NIC's wire.
+    pub wire: OwnedFd,
+}
+
+/// A wire: the device's end and the other.
+fn wire() -> (net::Backend, OwnedFd) {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let (frames, other) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+    (net::Backend { frames }, other)
 }
 
 pub fn backends(poll: &Poll) -> Backends {
@@ -45,6 +56,7 @@ pub fn backends(poll: &Poll) -> Backends {
         registry: poll.registry().try_clone().unwrap(),
         console: serial::Backend::default(),
         pmem: Some(pmem::Backend { size: PMEM_ALIGN }),
+        net: Some(wire().0),
         ports: None,
     }
 }
@@ -56,9 +68,11 @@ impl Host {
 
     pub fn with_ports(ports: Option<Box<dyn HostPorts>>) -> Self {
         let (poll, ram) = (Poll::new().unwrap(), ram());
-        let backends = Backends { ports, ..backends(&poll) };
-        let devices = Devices::new(&DeviceConfig { pmem: true }, backends, ram.clone()).unwrap();
-        Self { poll, ram, devices }
+        let (net, wire) = wire();
+        let backends = Backends { ports, net: Some(net), ..backends(&poll) };
+        let config = DeviceConfig { pmem: true, net: true };
+        let devices = Devices::new(&config, backends, ram.clone()).unwrap();
+        Self { poll, ram, devices, wire }
     }
 
     /// A fork: the same RAM content, devices restored from `states`.
@@ -67,8 +81,10 @@ impl Host {
         self.ram.read_slice(&mut content, GuestAddress(0)).unwrap();
         let (poll, ram) = (Poll::new().unwrap(), ram());
         ram.write_slice(&content, GuestAddress(0)).unwrap();
-        let devices = Devices::restore(states, backends(&poll), ram.clone())?;
-        Ok(Self { poll, ram, devices })
+        let (net, wire) = wire();
+        let backends = Backends { net: Some(net), ..backends(&poll) };
+        let devices = Devices::restore(states, backends, ram.clone())?;
+        Ok(Self { poll, ram, devices, wire })
     }
 
     /// Whether devices in `states` would be accepted with this RAM.

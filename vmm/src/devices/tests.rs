@@ -8,7 +8,12 @@ use crate::memory::layout::{HIGH_RAM_START, PMEM_ALIGN, SERIAL_PORT};
 /// A host whose devices all run and have been used.
 fn used_host() -> Host {
     let mut host = Host::new();
-    for (slot, sizes) in [(Slot::Vsock, &[256, 256, 16][..]), (Slot::Pmem, &[16]), (Slot::Rng, &[16])] {
+    for (slot, sizes) in [
+        (Slot::Vsock, &[256, 256, 16][..]),
+        (Slot::Pmem, &[16]),
+        (Slot::Rng, &[16]),
+        (Slot::Net, &[256, 256]),
+    ] {
         let mut driver = Driver::start(&host, slot, sizes);
         let queue = sizes.len() - 2.min(sizes.len());
         driver.queues[queue].add(&host.ram, &[&[0; 44]], &[64]);
@@ -74,6 +79,7 @@ macro_rules! conformance {
         });
     };
     (@transport pmem, $states:ident) => { $states.pmem.as_mut().unwrap() };
+    (@transport net, $states:ident) => { $states.net.as_mut().unwrap() };
     (@transport $device:ident, $states:ident) => { &mut $states.$device };
     (@tests $device:ident, $damage:expr) => {
         mod $device {
@@ -124,6 +130,12 @@ conformance!(
     ("device gone", |s| s.pmem = None)
 );
 conformance!(rng, virtio);
+conformance!(
+    net,
+    virtio,
+    ("an MTU that nobody has", |s| s.net.as_mut().unwrap().device.mtu = 67),
+    ("device gone", |s| s.net = None)
+);
 conformance!(cmos, plain, ("index", |s| s.cmos.index = 0x80));
 conformance!(
     serial,
@@ -139,8 +151,9 @@ conformance!(
 fn the_root_image_must_fit_the_template() {
     let (poll, ram) = (mio::Poll::new().unwrap(), super::testing::ram());
     let backends = || super::testing::backends(&poll);
+    let backends = || Backends { net: None, ..backends() };
     let without = || Backends { pmem: None, ..backends() };
-    let new = |pmem, backends| Devices::new(&DeviceConfig { pmem }, backends, ram.clone());
+    let new = |pmem, backends| Devices::new(&DeviceConfig { pmem, net: false }, backends, ram.clone());
     assert!(matches!(new(false, backends()), Err(Error::Root { given: true })));
     assert!(matches!(new(true, without()), Err(Error::Root { given: false })));
     let plain = new(false, without()).unwrap();
@@ -179,7 +192,7 @@ fn a_fork_finishes_what_was_kicked_and_repeats_what_was_not_acknowledged() {
 #[test]
 fn a_fork_of_a_guest_at_rest_gets_no_interrupt() {
     let mut host = used_host();
-    for slot in [Slot::Vsock, Slot::Pmem, Slot::Rng] {
+    for slot in Slot::ALL {
         host.write(slot, 0x64, 3);
     }
     let _ = host.devices.pio_write(SERIAL_PORT + 1, &[0]);

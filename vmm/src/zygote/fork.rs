@@ -50,13 +50,7 @@ enum Error {
 }
 
 /// Runs the fork in the new process and ends it.
-pub fn run(
-    zygote: &Zygote,
-    zygote_control: &mut Channel,
-    wires: Wires,
-    view: View,
-    mut stamps: Stamps,
-) -> ! {
+pub fn run(zygote: &Zygote, zygote_control: &mut Channel, wires: Wires, view: View, mut stamps: Stamps) -> ! {
     stamps.forked = clock::monotonic_ns();
     let Wires { control, frames } = wires;
     let control = Arc::new(control);

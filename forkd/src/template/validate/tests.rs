@@ -1,3 +1,5 @@
+use forkling_net::control::Settings;
+
 use super::*;
 
 fn spec(json: &str) -> BuildTemplate {
@@ -15,6 +17,7 @@ fn config() -> Config {
         copy_ahead: true,
         admission: Default::default(),
         idle_unload: None,
+        network: Settings { guests: "100.64.0.0/10".parse().unwrap(), resolvers: Vec::new() },
     }
 }
 

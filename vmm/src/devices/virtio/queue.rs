@@ -83,7 +83,8 @@ impl<'a> Queues<'a> {
             // A used ring element (virtio 1.2, 2.7.8): id and length.
             let slot = u64::from(position % queue.size());
             let element = u64::from(chain.head()) | (*len as u64) << 32;
-            let at = GuestAddress(queue.used_ring()).checked_add(4 + slot * 8).ok_or(Violation::Ring(index))?;
+            let at =
+                GuestAddress(queue.used_ring()).checked_add(4 + slot * 8).ok_or(Violation::Ring(index))?;
             self.ram.write_obj(element.to_le(), at).map_err(ring)?;
         }
         queue.set_next_used(first.wrapping_add(others.len() as u16));

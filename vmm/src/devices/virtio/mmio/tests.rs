@@ -34,7 +34,7 @@ fn identifies_itself() {
     assert_eq!(ids(Slot::Vsock), [0x7472_6976, 2, 19]);
     assert_eq!(ids(Slot::Pmem), [0x7472_6976, 2, 27]);
     assert_eq!(ids(Slot::Rng), [0x7472_6976, 2, 4]);
-    assert_eq!(ids(Slot::Net), [0x7472_6976, 2, 0]);
+    assert_eq!(ids(Slot::Net), [0x7472_6976, 2, 1]);
     assert_eq!(host.read(RNG, 0xB0), u32::MAX, "no shared memory");
     assert_eq!(host.read(RNG, 0xFC), 0, "configuration generation");
 }
