@@ -267,7 +267,7 @@ impl Fork {
         };
         let (ours, theirs) = UnixStream::pair().map_err(|error| unreachable(&error))?;
         let theirs = OwnedFd::from(theirs.into_std().map_err(|error| unreachable(&error))?);
-        let connect = ToFork::Connect { port: rpc::PORT };
+        let connect = ToFork::Connect { port: rpc::PORT, opening: Opening::Plain };
         match self.send(&connect, &[theirs.as_fd()]).await {
             Ok(()) => Ok(Connection::new(ours)),
             Err(error) => Err(self.explain(unreachable(&error)).await),

@@ -12,7 +12,6 @@ use super::virtio::mmio::registers::{
     ACKNOWLEDGE, DRIVER, DRIVER_OK, EVENT_IDX, FEATURES_OK, QUEUE_NOTIFY, QUEUE_READY, STATUS, VERSION_1,
 };
 use super::virtio::pmem;
-use super::virtio::vsock::HostPorts;
 use super::{Backends, DeviceConfig, DeviceStates, Devices, Error, serial};
 use crate::memory::GuestRam;
 use crate::memory::layout::{PMEM_ALIGN, Slot};
@@ -45,19 +44,13 @@ pub fn backends(poll: &Poll) -> Backends {
         registry: poll.registry().try_clone().unwrap(),
         console: serial::Backend::default(),
         pmem: Some(pmem::Backend { size: PMEM_ALIGN }),
-        ports: None,
     }
 }
 
 impl Host {
     pub fn new() -> Self {
-        Self::with_ports(None)
-    }
-
-    pub fn with_ports(ports: Option<Box<dyn HostPorts>>) -> Self {
         let (poll, ram) = (Poll::new().unwrap(), ram());
-        let backends = Backends { ports, ..backends(&poll) };
-        let devices = Devices::new(&DeviceConfig { pmem: true }, backends, ram.clone()).unwrap();
+        let devices = Devices::new(&DeviceConfig { pmem: true }, backends(&poll), ram.clone()).unwrap();
         Self { poll, ram, devices }
     }
 

@@ -54,7 +54,6 @@ impl EventLoopSeed {
             registry: self.poll.registry().try_clone().map_err(Error::EventLoop)?,
             console: serial::Backend { waker: Some(self.waker.clone()) },
             pmem: root.map(|size| pmem::Backend { size }),
-            ports: None,
         })
     }
 
