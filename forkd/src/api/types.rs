@@ -10,11 +10,13 @@ pub use super::error::{ErrorAnswer, ErrorBody, Kind};
 pub use exec::*;
 pub use fork::*;
 pub use pool::*;
+pub use ports::*;
 pub use residency::*;
 
 mod exec;
 mod fork;
 mod pool;
+mod ports;
 mod residency;
 
 /// A command: a string for `/bin/sh -c`, or program and arguments.
