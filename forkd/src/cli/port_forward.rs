@@ -64,10 +64,14 @@ impl PortForward {
         );
         let path = format!("/v1/forks/{}/ports", segment(&self.fork));
         let mut made = Vec::new();
-        let outcome = tokio::select! {
-            outcome = self.forward(client, output, &path, &mut made) => outcome.map(|never| match never {}),
-            _ = terminate.recv() => Ok(()),
-            _ = interrupt.recv() => Ok(()),
+        // Not interrupted half-way: a port whose id nobody heard would stay.
+        let outcome = match self.open(client, output, &path, &mut made).await {
+            Ok(()) => tokio::select! {
+                failure = until_gone(client, &path) => Err(failure),
+                _ = terminate.recv() => Ok(()),
+                _ = interrupt.recv() => Ok(()),
+            },
+            failed => failed,
         };
         for id in made {
             // It is gone already if the fork is.
@@ -76,13 +80,13 @@ impl PortForward {
         outcome.map(|()| ExitCode::SUCCESS)
     }
 
-    async fn forward(
+    async fn open(
         &self,
         client: &Client,
         output: Output,
         path: &str,
         made: &mut Vec<String>,
-    ) -> Result<std::convert::Infallible, Failure> {
+    ) -> Result<(), Failure> {
         for Pair { host, guest } in &self.ports {
             let host = std::net::SocketAddr::new(self.address, *host).to_string();
             let request = ForwardPort { guest_port: u32::from(*guest), host: Some(host), unix: None };
@@ -94,9 +98,16 @@ impl PortForward {
                 println!("forwarding {} -> {}", port.host.as_deref().unwrap_or_default(), port.guest_port);
             }
         }
-        loop {
-            tokio::time::sleep(LOOK).await;
-            client.get::<Ports>(path).await?;
+        Ok(())
+    }
+}
+
+/// Waits until the fork cannot be asked any more, and returns why.
+async fn until_gone(client: &Client, path: &str) -> Failure {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        if let Err(failure) = client.get::<Ports>(path).await {
+            return failure;
         }
     }
 }
