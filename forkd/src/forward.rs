@@ -19,7 +19,7 @@ use forkling_proto::forward;
 use forkling_vmm::protocol::{Opening, Passage, ToFork};
 use tokio::{
     net::{TcpListener, UnixListener},
-    task::AbortHandle,
+    task::JoinHandle,
     time::sleep,
 };
 
@@ -67,7 +67,7 @@ struct Port {
     guest_port: u16,
     at: At,
     connections: PortConnections,
-    task: AbortHandle,
+    task: JoinHandle<()>,
 }
 
 /// Where a port is to be, or is.
@@ -186,7 +186,7 @@ pub fn open(config: &Config, fork: &Arc<Fork>, guest_port: u16, wanted: &Wanted)
     };
     ports.last += 1;
     let number = ports.last;
-    let task = tokio::spawn(serve(fork.clone(), number, guest_port, listener, held)).abort_handle();
+    let task = tokio::spawn(serve(fork.clone(), number, guest_port, listener, held));
     let port = Port { guest_port, at, connections: PortConnections::default(), task };
     let info = port.info(number);
     ports.open.insert(number, port);
@@ -216,6 +216,8 @@ pub async fn close(fork: &Fork, id: &str) -> Result<(), Error> {
         return Err(Error::new(Code::PortNotFound, message));
     };
     port.task.abort();
+    // Gone when the answer says so.
+    let _ = port.task.await;
     // A fork that has gone has no connections either.
     let _ = fork.send_running(&ToFork::Cut { group: number }, &[]).await;
     Ok(())

@@ -277,6 +277,16 @@ impl Devices {
         true
     }
 
+    /// Whether the guest is owed an interrupt that can wait a moment; then [`Self::settle`] is to be called.
+    pub fn owes_interrupt(&self) -> bool {
+        self.vsock.owes_interrupt()
+    }
+
+    /// Interrupts the guest where it is owed that.
+    pub fn settle(&self) {
+        self.vsock.settle();
+    }
+
     /// Joins `stream`, a connected stream socket, with the guest's vsock `port`. If the guest refuses, the stream is
     /// closed; so it is on an error. Called by the event loop's thread.
     pub fn connect(&self, port: u32, stream: OwnedFd, opening: Opening) -> Result<(), vsock::ConnectError> {

@@ -251,6 +251,8 @@ impl VirtioDevice for Vsock {
 
     const ID: u32 = 19;
     const QUEUE_SIZES: &'static [u16] = &[256, 256, 16];
+    // An answer to what the guest sent mostly follows, and interrupts it anyway.
+    const LAZY_QUEUES: u32 = 1 << TX;
 
     fn features(&self) -> u64 {
         // None means streams only.

@@ -14,6 +14,7 @@ mod bulk;
 mod dial;
 mod guest;
 mod hostile;
+mod lazy;
 mod openings;
 mod restore;
 
