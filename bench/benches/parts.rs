@@ -21,6 +21,7 @@ fn identity() -> (Header, Identity) {
         hostname: "f-0123456789abc".into(),
         machine_id: "0123456789abcdef0123456789abcdef".into(),
         env: vec![("TASK".into(), "42".into())],
+        network: None,
     };
     (header, identity)
 }
@@ -30,7 +31,8 @@ fn messages(criterion: &mut Criterion) {
     let (header, identity) = identity();
     let encode = || {
         let mailbox = mailbox::encode(black_box(&header), black_box(&identity)).expect("it fits");
-        protocol::encode(&ToFork::Activate { mailbox, advance_monotonic: false }).expect("it fits")
+        protocol::encode(&ToFork::Activate { mailbox, advance_monotonic: false, plugged: true })
+            .expect("it fits")
     };
     let message = encode();
     let mut group = criterion.benchmark_group("activation message");

@@ -87,6 +87,20 @@ pub enum ToFork {
     Connect {
         /// Guest port.
         port: u32,
+        /// How the stream begins.
+        opening: Opening,
+    },
+    /// From now on, until a rewind, the guest may ask for host ports ([`FromFork::Dial`]). Before, it is refused.
+    OfferPorts,
+    /// Answer to [`FromFork::Dial`]. Descriptor: a connected stream socket; without one the guest is refused.
+    Dialled {
+        /// As in the question. One that nobody waits for any more is no error.
+        token: u64,
+    },
+    /// End all forwarded streams of a group.
+    Cut {
+        /// As in [`Opening::Forwarded`].
+        group: u32,
     },
     /// Go back to the template's forkpoint: every byte of the guest's memory and all its state are the template's again,
     /// connections are closed. Answered by [`FromFork::Parked`], before which nothing else is to be sent.
@@ -135,12 +149,53 @@ pub enum FromFork {
     },
     /// The snapshot asked for by [`ToFork::Save`] is on disk.
     Saved,
+    /// The guest wants a connection to a port of the host. Answered by [`ToFork::Dialled`]; the guest waits meanwhile.
+    Dial {
+        /// Never used twice by a fork.
+        token: u64,
+        /// Host port.
+        port: u32,
+    },
+    /// What became of a stream that was forwarded ([`Opening::Forwarded`]).
+    Forwarded {
+        /// As in the opening.
+        group: u32,
+        /// What.
+        passage: Passage,
+    },
     /// Something failed; fatal unless it answers [`ToFork::Save`].
     Failed(Failure),
     /// The guest ended by itself; the process exits next.
     Stopped(StopReason),
     /// New bytes of the serial console (at most 4 KiB a message, rate limited; the ring keeps the last 64 KiB).
     Console(Vec<u8>),
+}
+
+/// How a host stream into a guest begins.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Opening {
+    /// With its own bytes.
+    Plain,
+    /// The host reads `OK <host port>\n` as soon as the guest has accepted, before any byte of the guest.
+    Announced,
+    /// With a header and the guest's verdict on it.
+    Forwarded {
+        /// Whose it is; repeated in [`FromFork::Forwarded`].
+        group: u32,
+        /// Bytes for the guest ahead of the host's.
+        first: Vec<u8>,
+    },
+}
+
+/// A step in the life of a forwarded stream. Each stream is either refused, or accepted and later ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Passage {
+    /// The guest's first byte was 0; it is not passed on.
+    Accepted,
+    /// The guest's first byte was another, or the stream ended before it.
+    Refused,
+    /// An accepted stream has ended.
+    Ended,
 }
 
 /// Pages that the forks of a template write first, each at most [`MAX_PAGE_RUNS`] runs. A hint: pages outside of the

@@ -9,7 +9,7 @@ use forkling_proto::{
     network::{Network, TEMPLATE},
     rpc::{self, Kind},
 };
-use forkling_vmm::protocol::{Failure, FromFork, PageRun, ToFork, View};
+use forkling_vmm::protocol::{Failure, FromFork, Opening, PageRun, ToFork, View};
 use tokio::{net::UnixStream, time::timeout};
 
 use super::network::wire;
@@ -176,7 +176,9 @@ impl Parked {
     async fn run_command(&self) -> Result<(), Error> {
         let (ours, theirs) = UnixStream::pair()?;
         let theirs = OwnedFd::from(theirs.into_std()?);
-        self.socket.send(&ToFork::Connect { port: rpc::PORT }, &[theirs.as_fd()]).await?;
+        self.socket
+            .send(&ToFork::Connect { port: rpc::PORT, opening: Opening::Plain }, &[theirs.as_fd()])
+            .await?;
         drop(theirs);
         let exec = rpc::Exec {
             argv: vec![REHEARSED.to_owned()],

@@ -7,9 +7,12 @@ use std::{
 
 use crate::{
     channel::Channel,
-    devices::Devices,
+    devices::{
+        Devices,
+        virtio::vsock::{HostPorts, Vsock},
+    },
     machine::{ConsoleReader, Interrupter, Observer, Source},
-    protocol::{FromFork, Stamps, ToFork},
+    protocol::{FromFork, Opening, Passage, Stamps, ToFork},
 };
 
 /// What the lead vCPU's thread is to do with the machine.
@@ -54,6 +57,28 @@ impl Control {
         self.before_connection = Some(Box::new(work));
     }
 
+    fn connect(&mut self, devices: &Devices, port: u32, opening: Opening, stream: OwnedFd) {
+        if let Some(work) = self.before_connection.take() {
+            work();
+        }
+        let forwarded = match opening {
+            Opening::Forwarded { group, .. } => Some(group),
+            Opening::Plain | Opening::Announced => None,
+        };
+        if let Err(error) = devices.connect(port, stream, opening) {
+            // The stream is closed, which is what its other side waits for.
+            tracing::debug!(port, %error, "vsock connection refused");
+            if let Some(group) = forwarded {
+                self.report(group, Passage::Refused);
+            }
+        }
+    }
+
+    fn report(&self, group: u32, passage: Passage) {
+        // Whoever counts must not miss one; a daemon that is gone is noticed at the next receipt.
+        let _ = self.channel.send(&FromFork::Forwarded { group, passage }, &[]);
+    }
+
     // The receiver lives as long as the process.
     fn request(&self, request: Request) {
         let _ = self.requests.send(request);
@@ -68,17 +93,17 @@ impl Source for Control {
     fn ready(&mut self, devices: &Devices) {
         while !self.rewinding {
             match self.channel.try_receive() {
-                Ok(Some((ToFork::Connect { port }, fds))) => {
-                    if let Some(work) = self.before_connection.take() {
-                        work();
-                    }
+                Ok(Some((ToFork::Connect { port, opening }, fds))) => {
                     for stream in fds {
-                        if let Err(error) = devices.connect(port, stream) {
-                            // The stream is closed, which is what its other side waits for.
-                            tracing::debug!(port, %error, "vsock connection refused");
-                        }
+                        self.connect(devices, port, opening.clone(), stream);
                     }
                 }
+                Ok(Some((ToFork::OfferPorts, _))) => {
+                    let ports = Box::new(Asker { channel: self.channel.clone() });
+                    devices.with_vsock(|vsock| vsock.offer_ports(ports));
+                }
+                Ok(Some((ToFork::Dialled { token }, mut fds))) => devices.dialled(token, fds.pop()),
+                Ok(Some((ToFork::Cut { group }, _))) => devices.cut(group),
                 Ok(Some((ToFork::Save { mailbox }, fds))) => {
                     for directory in fds {
                         self.request(Request::Save { mailbox: mailbox.clone(), directory });
@@ -99,10 +124,26 @@ impl Source for Control {
     }
 
     fn after_round(&mut self, devices: &Devices) {
+        for (group, passage) in devices.with_vsock(Vsock::take_news) {
+            self.report(group, passage);
+        }
         while let Some(text) = self.console.read(devices) {
             // A daemon that does not keep up loses console text, never the fork.
             let _ = self.channel.try_send(&FromFork::Console(text));
         }
+    }
+}
+
+/// Asks the daemon for host ports.
+#[derive(Debug)]
+struct Asker {
+    channel: Arc<Channel>,
+}
+
+impl HostPorts for Asker {
+    fn dial(&mut self, token: u64, port: u32) -> bool {
+        // Called with the device locked: a daemon that does not keep up is not waited for.
+        self.channel.try_send(&FromFork::Dial { token, port }).is_ok()
     }
 }
 
