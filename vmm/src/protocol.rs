@@ -42,7 +42,7 @@ pub enum View {
     /// Pages may be missing: the fork registers a userfaultfd for them ([`FromFork::Faults`]).
     Lazy,
     /// All of it is there, and only pages that are really touched enter the fork's page tables, at the price of a fault
-    /// for each: for learning what is touched.
+    /// for each: for learning what is touched. Such a fork tells it ([`FromFork::WorkingSet`]) at its acknowledgement too.
     Exact,
 }
 
@@ -114,7 +114,9 @@ pub enum FromFork {
     },
     /// Restored, or rewound, and waiting for [`ToFork::Activate`].
     Parked(Stamps),
-    /// What the guest touched, as far as page tables tell (the kernel maps the neighbours of a page that is read).
+    /// What the guest touched since the fork was made, as far as page tables tell (the kernel maps the neighbours of a page
+    /// that is read). From a fork that sees [`View::Exact`] directly before [`FromFork::Acknowledged`], from any before a
+    /// rewind that asks for it.
     WorkingSet {
         /// Pages read and not written: first page of the image and how many.
         read: Vec<PageRun>,

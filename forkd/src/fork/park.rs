@@ -97,14 +97,21 @@ pub async fn park(engine: &Engine, zygote: &Zygote, settings: &PoolSettings) -> 
     timeout(PARK_TIMEOUT, work).await.map_err(|_| Error::Late)?
 }
 
-/// What a fork touches from its forkpoint to the end of a rehearsal. The fork ends with it.
-pub async fn touched(engine: &Engine, zygote: &Zygote, rehearsal: Rehearsal) -> Result<Touched, Error> {
+/// What a fork touches from its forkpoint to its acknowledgement, and to the end of a rehearsal. The fork ends with it.
+pub async fn touched(
+    engine: &Engine,
+    zygote: &Zygote,
+    rehearsal: Rehearsal,
+) -> Result<(Touched, Touched), Error> {
     let work = async {
         let parked = make(zygote, View::Exact).await?;
-        parked.rehearse(engine, rehearsal).await?;
+        let first = parked.rehearse(engine, rehearsal).await?.ok_or(Error::Protocol)?;
+        if rehearsal != Rehearsal::Command {
+            return Ok((first.clone(), first));
+        }
         parked.socket.send(&ToFork::Rewind { keep_writes: false, report: true }, &[]).await?;
         match parked.hear().await? {
-            FromFork::WorkingSet { read, write } => Ok(Touched { read, write }),
+            FromFork::WorkingSet { read, write } => Ok((first, Touched { read, write })),
             _ => Err(Error::Protocol),
         }
     };
@@ -141,21 +148,27 @@ impl Parked {
         }
     }
 
-    /// Runs what a fork runs first, under an identity that nobody keeps.
-    async fn rehearse(&self, engine: &Engine, rehearsal: Rehearsal) -> Result<(), Error> {
+    /// Runs what a fork runs first, under an identity that nobody keeps. Returns what was touched until the acknowledgement,
+    /// if the fork tells.
+    async fn rehearse(&self, engine: &Engine, rehearsal: Rehearsal) -> Result<Option<Touched>, Error> {
         let generation = engine.generation().map_err(|error| Error::Identity(error.to_string()))?;
         let identity = Identity::new(&Choice::default(), generation);
         let mailbox = identity.mailbox().map_err(|error| Error::Identity(error.to_string()))?;
         self.socket.send(&ToFork::Activate { mailbox, advance_monotonic: false }, &[]).await?;
-        match self.hear().await? {
+        let (mut touched, mut answer) = (None, self.hear().await?);
+        if let FromFork::WorkingSet { read, write } = answer {
+            touched = Some(Touched { read, write });
+            answer = self.hear().await?;
+        }
+        match answer {
             FromFork::Acknowledged { generation, nonce, .. }
                 if (generation, nonce) == (identity.generation, identity.nonce) => {}
             _ => return Err(Error::Protocol),
         }
-        match rehearsal {
-            Rehearsal::Off | Rehearsal::Acknowledge => Ok(()),
-            Rehearsal::Command => self.run_command().await,
+        if rehearsal == Rehearsal::Command {
+            self.run_command().await?;
         }
+        Ok(touched)
     }
 
     async fn run_command(&self) -> Result<(), Error> {

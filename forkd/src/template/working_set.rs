@@ -1,4 +1,4 @@
-//! What the forks of a template touch first, learnt from two of them that nobody sees.
+//! What the forks of a template touch first, learnt from one of them that nobody sees.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -40,13 +40,11 @@ pub async fn learn(engine: Arc<Engine>, template: Arc<Template>, loaded: Arc<Loa
 }
 
 async fn record(engine: &Engine, template: &Template, loaded: &Loaded) -> Result<WriteSet, ParkError> {
-    let first = touched(engine, &loaded.zygote, Rehearsal::Acknowledge).await?;
+    // The null guest runs no commands.
+    let is_null = template.record.spec.payload == Payload::Null;
+    let rehearsal = if is_null { Rehearsal::Acknowledge } else { Rehearsal::Command };
+    let (first, all) = touched(engine, &loaded.zygote, rehearsal).await?;
     let acknowledge = first.write.clone();
-    if template.record.spec.payload == Payload::Null {
-        recorded::keep(template, first.clone(), first).await;
-        return Ok(WriteSet { acknowledge, command: Vec::new() });
-    }
-    let all = touched(engine, &loaded.zygote, Rehearsal::Command).await?;
     let image = u64::from(template.record.spec.memory_mib) * MIB / PAGE;
     let command = without(&all.write, &acknowledge, image);
     recorded::keep(template, first, all).await;

@@ -5,10 +5,12 @@ use std::{
     sync::{Arc, mpsc::Sender},
 };
 
+use super::touched;
 use crate::{
     channel::Channel,
     devices::Devices,
     machine::{ConsoleReader, Interrupter, Observer, Source},
+    memory::guest::GuestMemory,
     protocol::{FromFork, Stamps, ToFork},
 };
 
@@ -110,12 +112,15 @@ impl Source for Control {
 pub struct Acknowledge {
     channel: Arc<Channel>,
     stamps: std::sync::Mutex<Stamps>,
+    /// The guest's memory, if it is to be told what was touched of it.
+    learn: Option<GuestMemory>,
 }
 
 impl Acknowledge {
-    /// `stamps` are those reached until the guest is entered.
-    pub fn new(channel: Arc<Channel>, stamps: Stamps) -> Self {
-        Self { channel, stamps: std::sync::Mutex::new(stamps) }
+    /// `stamps` are those reached until the guest is entered. What was touched of `learn` is told first: the guest stands
+    /// still meanwhile, so it is what the way to the acknowledgement takes and no page more.
+    pub fn new(channel: Arc<Channel>, stamps: Stamps, learn: Option<GuestMemory>) -> Self {
+        Self { channel, stamps: std::sync::Mutex::new(stamps), learn }
     }
 }
 
@@ -123,6 +128,10 @@ impl Observer for Acknowledge {
     fn acknowledged(&self, generation: u64, nonce: u64) {
         let mut stamps = self.stamps.lock().expect("no holder panics");
         stamps.acknowledged = crate::clock::monotonic_ns();
+        if let Some(Err(error)) = self.learn.as_ref().map(|memory| touched::report(&self.channel, memory)) {
+            // Whoever learns from this fork sees that it is missing.
+            tracing::warn!(error = crate::machine::one_line(&error), "the working set is not told");
+        }
         if self.channel.send(&FromFork::Acknowledged { generation, nonce, stamps: *stamps }, &[]).is_err() {
             std::process::exit(1);
         }

@@ -2,7 +2,6 @@
 
 use std::{
     convert::Infallible,
-    ops::Range,
     os::fd::{AsFd, OwnedFd},
     sync::{
         Arc,
@@ -13,6 +12,7 @@ use std::{
 use super::{
     Zygote,
     control::{Acknowledge, Control, Request},
+    touched,
 };
 use crate::{
     channel::Channel,
@@ -21,8 +21,7 @@ use crate::{
         self, About, EventLoop, EventLoopSeed, Forkpoint, Halt, Interrupter, Machine, Paused, RunningLoop,
         Steps,
     },
-    memory::layout::PAGE,
-    protocol::{FromFork, MAX_PAGE_RUNS, PageRun, Stamps, StopReason, ToFork, View},
+    protocol::{FromFork, Stamps, StopReason, ToFork, View},
     sys::{process, uffd::Uffd},
 };
 
@@ -34,7 +33,7 @@ const MOST_KEPT: u64 = 32 << 20;
 
 /// Why a fork's process ends.
 #[derive(Debug, thiserror::Error)]
-enum Error {
+pub(super) enum Error {
     #[error(transparent)]
     Machine(#[from] machine::Error),
     #[error(transparent)]
@@ -107,7 +106,7 @@ fn live(
     }
     let mut event_loop = seed.serve(machine.devices().clone(), source).start()?;
     stamps.restored = clock::monotonic_ns();
-    let mut fork = Fork { zygote, control, desk };
+    let mut fork = Fork { zygote, control, desk, learning: view == View::Exact };
     loop {
         machine.devices().kick();
         fork.control.send(&FromFork::Parked(stamps), &[])?;
@@ -148,6 +147,8 @@ struct Fork<'a> {
     zygote: &'a Zygote,
     control: &'a Arc<Channel>,
     desk: Desk,
+    /// Whether the acknowledgement is to say what was touched until then.
+    learning: bool,
 }
 
 impl Fork<'_> {
@@ -170,7 +171,7 @@ impl Fork<'_> {
         stamps.entered = clock::monotonic_ns();
         let (machine, event_loop, rewind) = self.run(machine, event_loop, forkpoint.clone(), stamps)?;
         if rewind.report {
-            self.report_working_set(&machine)?;
+            touched::report(self.control, machine.memory())?;
         }
         machine.rewind(prepared, image, if rewind.keep_writes { MOST_KEPT } else { 0 })?;
         Ok((machine, event_loop))
@@ -185,7 +186,8 @@ impl Fork<'_> {
         stamps: Stamps,
     ) -> Result<(Machine<Paused>, EventLoop, Rewind), Error> {
         loop {
-            let observer = Arc::new(Acknowledge::new(self.control.clone(), stamps));
+            let learn = self.learning.then(|| machine.memory().clone());
+            let observer = Arc::new(Acknowledge::new(self.control.clone(), stamps, learn));
             let mut running = machine.resume(forkpoint.vcpu, observer)?;
             let request = match running.wait(&self.desk.interrupter)? {
                 Halt::Forkpoint(reached) => {
@@ -221,18 +223,6 @@ impl Fork<'_> {
             .find(|request| matches!(request, Request::Rewind { .. }))
             .expect("the interrupter is used after the request is sent")
     }
-
-    fn report_working_set(&self, machine: &Machine<Paused>) -> Result<(), Error> {
-        let memory = machine.memory();
-        let write = page_runs(memory.private().map_err(machine::Error::Rewind)?);
-        let read = page_runs(memory.shared().map_err(machine::Error::Rewind)?);
-        Ok(self.control.send(&FromFork::WorkingSet { read, write }, &[])?)
-    }
-}
-
-fn page_runs(ranges: Vec<Range<u64>>) -> Vec<PageRun> {
-    let runs = ranges.into_iter().map(|range| (range.start / PAGE, (range.end - range.start) / PAGE));
-    runs.take(MAX_PAGE_RUNS).collect()
 }
 
 fn save(

@@ -5,6 +5,7 @@
 
 mod control;
 mod fork;
+mod touched;
 
 use std::{
     fs::File,
