@@ -90,9 +90,9 @@ pub enum ToFork {
     Rewind {
         /// Keep the pages the guest wrote as private copies: faster for what runs next, at the price of their memory.
         keep_writes: bool,
-        /// Tell first what the guest touched since the fork was made ([`FromFork::WorkingSet`]).
-        report: bool,
     },
+    /// Tell what the guest has touched since the fork was made, while it goes on. Answered by [`FromFork::WorkingSet`].
+    Report,
     /// Save the machine when the guest reaches its next forkpoint (the caller makes the agent go there).
     /// Descriptor: an empty snapshot directory (writable). Answered by [`FromFork::Saved`]; the guest then goes on
     /// with the mailbox given here.
@@ -115,8 +115,8 @@ pub enum FromFork {
     /// Restored, or rewound, and waiting for [`ToFork::Activate`].
     Parked(Stamps),
     /// What the guest touched since the fork was made, as far as page tables tell (the kernel maps the neighbours of a page
-    /// that is read). From a fork that sees [`View::Exact`] directly before [`FromFork::Acknowledged`], from any before a
-    /// rewind that asks for it.
+    /// that is read). From a fork that sees [`View::Exact`] directly before [`FromFork::Acknowledged`], from any when asked
+    /// ([`ToFork::Report`]).
     WorkingSet {
         /// Pages read and not written: first page of the image and how many.
         read: Vec<PageRun>,

@@ -84,6 +84,17 @@ impl Parked {
     }
 }
 
+/// What a fork touches from its forkpoint on, each including what comes before.
+#[derive(Clone, Debug, Default)]
+pub struct Stages {
+    /// Until its acknowledgement.
+    pub acknowledge: Touched,
+    /// Until its agent's first answer; as before if it has no agent.
+    pub answer: Touched,
+    /// Until the end of its first command; as before if it has no agent.
+    pub command: Touched,
+}
+
 /// Makes a parked fork. The template's image is complete. Cancelled, it leaves nothing.
 pub async fn park(engine: &Engine, zygote: &Zygote, settings: &PoolSettings) -> Result<Parked, Error> {
     let work = async {
@@ -97,23 +108,18 @@ pub async fn park(engine: &Engine, zygote: &Zygote, settings: &PoolSettings) -> 
     timeout(PARK_TIMEOUT, work).await.map_err(|_| Error::Late)?
 }
 
-/// What a fork touches from its forkpoint to its acknowledgement, and to the end of a rehearsal. The fork ends with it.
-pub async fn touched(
-    engine: &Engine,
-    zygote: &Zygote,
-    rehearsal: Rehearsal,
-) -> Result<(Touched, Touched), Error> {
+/// What a fork touches. `agent` is whether it has one. The fork ends with it.
+pub async fn touched(engine: &Engine, zygote: &Zygote, agent: bool) -> Result<Stages, Error> {
     let work = async {
         let parked = make(zygote, View::Exact).await?;
-        let first = parked.rehearse(engine, rehearsal).await?.ok_or(Error::Protocol)?;
-        if rehearsal != Rehearsal::Command {
-            return Ok((first.clone(), first));
+        let acknowledge = parked.rehearse(engine, Rehearsal::Acknowledge).await?.ok_or(Error::Protocol)?;
+        if !agent {
+            return Ok(Stages { answer: acknowledge.clone(), command: acknowledge.clone(), acknowledge });
         }
-        parked.socket.send(&ToFork::Rewind { keep_writes: false, report: true }, &[]).await?;
-        match parked.hear().await? {
-            FromFork::WorkingSet { read, write } => Ok((first, Touched { read, write })),
-            _ => Err(Error::Protocol),
-        }
+        parked.connect().await?.round_trip(Kind::Ping).await?;
+        let answer = parked.report().await?;
+        parked.run_command().await?;
+        Ok(Stages { acknowledge, answer, command: parked.report().await? })
     };
     timeout(PARK_TIMEOUT, work).await.map_err(|_| Error::Late)?
 }
@@ -171,11 +177,24 @@ impl Parked {
         Ok(touched)
     }
 
-    async fn run_command(&self) -> Result<(), Error> {
+    /// A new connection to its agent.
+    async fn connect(&self) -> Result<Arc<Connection>, Error> {
         let (ours, theirs) = UnixStream::pair()?;
         let theirs = OwnedFd::from(theirs.into_std()?);
         self.socket.send(&ToFork::Connect { port: rpc::PORT }, &[theirs.as_fd()]).await?;
-        drop(theirs);
+        Ok(Connection::new(ours))
+    }
+
+    /// What it has touched until now.
+    async fn report(&self) -> Result<Touched, Error> {
+        self.socket.send(&ToFork::Report, &[]).await?;
+        match self.hear().await? {
+            FromFork::WorkingSet { read, write } => Ok(Touched { read, write }),
+            _ => Err(Error::Protocol),
+        }
+    }
+
+    async fn run_command(&self) -> Result<(), Error> {
         let exec = rpc::Exec {
             argv: vec![REHEARSED.to_owned()],
             env: Vec::new(),
@@ -184,7 +203,7 @@ impl Parked {
             timeout_ms: 0,
         };
         let payload = postcard::to_allocvec(&exec).expect("plain data is encoded");
-        let connection = Connection::new(ours);
+        let connection = self.connect().await?;
         let mut call = connection.call(Kind::Exec, &payload)?;
         call.input().close()?;
         loop {
@@ -199,7 +218,7 @@ impl Parked {
     }
 
     async fn rewind(&self, keep_writes: bool) -> Result<(), Error> {
-        self.socket.send(&ToFork::Rewind { keep_writes, report: false }, &[]).await?;
+        self.socket.send(&ToFork::Rewind { keep_writes }, &[]).await?;
         self.until_parked().await
     }
 }

@@ -27,8 +27,6 @@ pub enum Request {
     Rewind {
         /// See [`ToFork::Rewind`].
         keep_writes: bool,
-        /// See [`ToFork::Rewind`].
-        report: bool,
     },
 }
 
@@ -37,6 +35,7 @@ pub struct Control {
     channel: Arc<Channel>,
     requests: Sender<Request>,
     interrupter: Interrupter,
+    memory: GuestMemory,
     console: ConsoleReader,
     /// After a rewind, the socket is the lead vCPU's.
     rewinding: bool,
@@ -45,10 +44,15 @@ pub struct Control {
 }
 
 impl Control {
-    /// Requests go to `requests`, whose receiver is the lead vCPU's thread.
-    pub fn new(channel: Arc<Channel>, requests: Sender<Request>, interrupter: Interrupter) -> Self {
+    /// Requests go to `requests`, whose receiver is the lead vCPU's thread. `memory` is the guest's, for reports of it.
+    pub fn new(
+        channel: Arc<Channel>,
+        requests: Sender<Request>,
+        interrupter: Interrupter,
+        memory: GuestMemory,
+    ) -> Self {
         let console = ConsoleReader::default();
-        Self { channel, requests, interrupter, console, rewinding: false, before_connection: None }
+        Self { channel, requests, interrupter, memory, console, rewinding: false, before_connection: None }
     }
 
     /// Does `work` before it makes the first connection.
@@ -86,8 +90,13 @@ impl Source for Control {
                         self.request(Request::Save { mailbox: mailbox.clone(), directory });
                     }
                 }
-                Ok(Some((ToFork::Rewind { keep_writes, report }, _))) => {
-                    self.request(Request::Rewind { keep_writes, report });
+                Ok(Some((ToFork::Report, _))) => {
+                    if let Err(error) = touched::report(&self.channel, &self.memory) {
+                        tracing::warn!(error = crate::machine::one_line(&error), "the working set is not told");
+                    }
+                }
+                Ok(Some((ToFork::Rewind { keep_writes }, _))) => {
+                    self.request(Request::Rewind { keep_writes });
                     self.interrupter.interrupt();
                     self.rewinding = true;
                 }

@@ -12,7 +12,6 @@ use std::{
 use super::{
     Zygote,
     control::{Acknowledge, Control, Request},
-    touched,
 };
 use crate::{
     channel::Channel,
@@ -21,6 +20,7 @@ use crate::{
         self, About, EventLoop, EventLoopSeed, Forkpoint, Halt, Interrupter, Machine, Paused, RunningLoop,
         Steps,
     },
+    memory::guest::GuestMemory,
     protocol::{FromFork, Stamps, StopReason, ToFork, View},
     sys::{process, uffd::Uffd},
 };
@@ -33,7 +33,7 @@ const MOST_KEPT: u64 = 32 << 20;
 
 /// Why a fork's process ends.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Error {
+enum Error {
     #[error(transparent)]
     Machine(#[from] machine::Error),
     #[error(transparent)]
@@ -99,7 +99,7 @@ fn live(
     let seed = EventLoopSeed::new()?;
     let Zygote { kvm, machine: prepared, memory, root, .. } = zygote;
     let mut machine = Machine::restore(kvm, prepared, memory.clone(), root.as_ref(), &seed, steps)?;
-    let (desk, mut source) = Desk::open(control);
+    let (desk, mut source) = Desk::open(control, &zygote.memory);
     if view == View::Complete {
         let (memory, command) = (zygote.memory.clone(), zygote.write_set.command.clone());
         source.before_connection(move || memory.copy_ahead(&command));
@@ -112,7 +112,7 @@ fn live(
         fork.control.send(&FromFork::Parked(stamps), &[])?;
         let still;
         (machine, still) = fork.serve_once(machine, event_loop, stamps)?;
-        let (desk, source) = Desk::open(control);
+        let (desk, source) = Desk::open(control, &zygote.memory);
         fork.desk = desk;
         event_loop = still.with_source(source)?.start()?;
         // What the way here took is not needed again, and the fork may wait for long.
@@ -128,18 +128,12 @@ struct Desk {
 
 impl Desk {
     /// A desk and who serves it. Called by the thread that runs the lead vCPU.
-    fn open(control: &Arc<Channel>) -> (Self, Box<Control>) {
+    fn open(control: &Arc<Channel>, memory: &GuestMemory) -> (Self, Box<Control>) {
         let (sender, requests) = mpsc::channel();
         let interrupter = Interrupter::of_this_thread();
-        let reader = Control::new(control.clone(), sender, interrupter.clone());
+        let reader = Control::new(control.clone(), sender, interrupter.clone(), memory.clone());
         (Self { requests, interrupter }, Box::new(reader))
     }
-}
-
-/// How a rewind is to be done.
-struct Rewind {
-    keep_writes: bool,
-    report: bool,
 }
 
 /// The fork's process, as its main thread sees it.
@@ -169,22 +163,20 @@ impl Fork<'_> {
         prepared.restart_clocks(&machine, advance_monotonic)?;
         event_loop.watch_source()?;
         stamps.entered = clock::monotonic_ns();
-        let (machine, event_loop, rewind) = self.run(machine, event_loop, forkpoint.clone(), stamps)?;
-        if rewind.report {
-            touched::report(self.control, machine.memory())?;
-        }
-        machine.rewind(prepared, image, if rewind.keep_writes { MOST_KEPT } else { 0 })?;
+        let (machine, event_loop, keep_writes) = self.run(machine, event_loop, forkpoint.clone(), stamps)?;
+        machine.rewind(prepared, image, if keep_writes { MOST_KEPT } else { 0 })?;
         Ok((machine, event_loop))
     }
 
-    /// Runs the guest until a rewind is wanted; at each further forkpoint it waits for a request, and goes on.
+    /// Runs the guest until a rewind is wanted, and tells whether that is to keep the pages it wrote; at each further
+    /// forkpoint it waits for a request, and goes on.
     fn run(
         &self,
         mut machine: Machine<Paused>,
         mut event_loop: RunningLoop,
         mut forkpoint: Forkpoint,
         stamps: Stamps,
-    ) -> Result<(Machine<Paused>, EventLoop, Rewind), Error> {
+    ) -> Result<(Machine<Paused>, EventLoop, bool), Error> {
         loop {
             let learn = self.learning.then(|| machine.memory().clone());
             let observer = Arc::new(Acknowledge::new(self.control.clone(), stamps, learn));
@@ -200,9 +192,7 @@ impl Fork<'_> {
             let still = event_loop.stop();
             machine = running.pause()?;
             let (mailbox, directory) = match request {
-                Request::Rewind { keep_writes, report } => {
-                    return Ok((machine, still, Rewind { keep_writes, report }));
-                }
+                Request::Rewind { keep_writes } => return Ok((machine, still, keep_writes)),
                 Request::Save { mailbox, directory } => (mailbox, directory),
             };
             let answer = match save(self.zygote, &machine, &forkpoint, directory) {

@@ -70,6 +70,10 @@ pub fn serve(mut control: Channel) -> Result<(), Error> {
     // Before anything else: a daemon that is killed now takes this process with it.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
         .map_err(|error| Error::Process(error.into()))?;
+    // A huge page under a stack or heap of a fork takes it 2 MiB and, to be cleared, longer than all else together.
+    if let Err(error) = rustix::thread::disable_transparent_huge_pages(true) {
+        tracing::debug!(%error, "forks may take huge pages");
+    }
     let Some((ToZygote::Load { root }, fds)) = control.receive()? else {
         return Err(Error::BadMessage("the first message"));
     };

@@ -4,7 +4,6 @@ use std::ops::Range;
 
 use crate::{
     channel::{self, Channel},
-    machine,
     memory::{guest::GuestMemory, layout::PAGE},
     protocol::{FromFork, MAX_PAGE_RUNS, PageRun},
 };
@@ -18,15 +17,6 @@ pub enum Error {
     /// The daemon is gone.
     #[error(transparent)]
     Channel(#[from] channel::Error),
-}
-
-impl From<Error> for super::fork::Error {
-    fn from(error: Error) -> Self {
-        match error {
-            Error::Pages(error) => Self::Machine(machine::Error::Rewind(error)),
-            Error::Channel(error) => Self::Channel(error),
-        }
-    }
 }
 
 /// Tells the daemon which pages of `memory` the guest has read and written until now.
