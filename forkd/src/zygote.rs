@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use forkling_vmm::protocol::{Failure, FailureKind, FromZygote, ToZygote, View, WriteSet};
+use forkling_vmm::protocol::{Failure, FailureKind, FirstPages, FromZygote, ToZygote, View};
 use tokio::{
     sync::{oneshot, watch},
     time::timeout,
@@ -109,20 +109,25 @@ impl Zygote {
         }
     }
 
-    /// Asks for a fork whose control socket is `theirs`.
-    pub async fn spawn(&self, theirs: OwnedFd, view: View) -> Result<Spawned, control::Error> {
+    /// Asks for a fork whose control socket is `theirs`. For `pre_fault` see [`ToZygote::Spawn`].
+    pub async fn spawn(
+        &self,
+        theirs: OwnedFd,
+        view: View,
+        pre_fault: bool,
+    ) -> Result<Spawned, control::Error> {
         let token = self.token.fetch_add(1, Ordering::Relaxed);
         let (sender, spawned) = oneshot::channel();
         if let Some(pending) = self.pending.lock().expect("no panic under this lock").as_mut() {
             pending.insert(token, sender);
         }
-        self.socket.send(&ToZygote::Spawn { token, view }, &[theirs.as_fd()]).await?;
+        self.socket.send(&ToZygote::Spawn { token, view, pre_fault }, &[theirs.as_fd()]).await?;
         Ok(spawned)
     }
 
-    /// Says what its forks write first.
-    pub async fn set_write_set(&self, set: WriteSet) -> Result<(), control::Error> {
-        self.socket.send(&ToZygote::WriteSet(set), &[]).await
+    /// Says what its forks touch first.
+    pub async fn set_first_pages(&self, set: FirstPages) -> Result<(), control::Error> {
+        self.socket.send(&ToZygote::FirstPages(set), &[]).await
     }
 
     /// Process id.

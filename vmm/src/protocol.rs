@@ -22,8 +22,9 @@ pub enum ToZygote {
         /// Whether a root image descriptor follows.
         root: bool,
     },
-    /// What forks write first, so that later ones get copies of it in one go instead of a fault for each page. No answer.
-    WriteSet(WriteSet),
+    /// What forks touch first, so that later ones get copies of it, or have it mapped, in one go instead of by a fault for
+    /// each page. No answer.
+    FirstPages(FirstPages),
     /// Make a fork. Descriptor: the fork's end of its control socket. Answered by
     /// [`FromZygote::Spawned`] or [`FromZygote::SpawnFailed`]; later news come on the fork's own socket.
     Spawn {
@@ -31,6 +32,8 @@ pub enum ToZygote {
         token: u64,
         /// What it sees of the image.
         view: View,
+        /// Whether the pages that forks read first ([`FirstPages::read`]) are mapped for its guest ahead, where the host can.
+        pre_fault: bool,
     },
 }
 
@@ -142,14 +145,16 @@ pub enum FromFork {
     Console(Vec<u8>),
 }
 
-/// Pages that the forks of a template write first, each at most [`MAX_PAGE_RUNS`] runs. A hint: pages outside of the
+/// Pages that the forks of a template touch first, in lists of at most [`MAX_PAGE_RUNS`] runs. A hint: pages outside of the
 /// image are ignored.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct WriteSet {
-    /// Until the acknowledgement.
+pub struct FirstPages {
+    /// Written until the acknowledgement.
     pub acknowledge: Vec<PageRun>,
-    /// From there to the end of the first command.
+    /// Written from there to the end of the first command.
     pub command: Vec<PageRun>,
+    /// Read until then, and not written.
+    pub read: Vec<PageRun>,
 }
 
 /// Neighbouring pages of 4 KiB of an image: number of the first, and how many.

@@ -162,7 +162,9 @@ async fn make(
     let (unclaimed, activate) = enter(engine, request, &socket, false)?;
     let fork = unclaimed.0.clone();
     let lazy = loaded.is_lazy();
-    let spawned = match loaded.zygote.spawn(theirs, if lazy { View::Lazy } else { View::Complete }).await {
+    // Whoever waits for it would wait for what is mapped ahead, used or not.
+    let view = if lazy { View::Lazy } else { View::Complete };
+    let spawned = match loaded.zygote.spawn(theirs, view, false).await {
         Ok(spawned) => spawned,
         Err(error) => {
             fork.kill("failed", "the template's zygote is gone");

@@ -98,7 +98,7 @@ pub struct Stages {
 /// Makes a parked fork. The template's image is complete. Cancelled, it leaves nothing.
 pub async fn park(engine: &Engine, zygote: &Zygote, settings: &PoolSettings) -> Result<Parked, Error> {
     let work = async {
-        let parked = make(zygote, View::Complete).await?;
+        let parked = make(zygote, View::Complete, settings.pre_fault).await?;
         if settings.rehearsal != Rehearsal::Off {
             parked.rehearse(engine, settings.rehearsal).await?;
             parked.rewind(settings.keep_writes).await?;
@@ -111,7 +111,7 @@ pub async fn park(engine: &Engine, zygote: &Zygote, settings: &PoolSettings) -> 
 /// What a fork touches. `agent` is whether it has one. The fork ends with it.
 pub async fn touched(engine: &Engine, zygote: &Zygote, agent: bool) -> Result<Stages, Error> {
     let work = async {
-        let parked = make(zygote, View::Exact).await?;
+        let parked = make(zygote, View::Exact, false).await?;
         let acknowledge = parked.rehearse(engine, Rehearsal::Acknowledge).await?.ok_or(Error::Protocol)?;
         if !agent {
             return Ok(Stages { answer: acknowledge.clone(), command: acknowledge.clone(), acknowledge });
@@ -124,9 +124,9 @@ pub async fn touched(engine: &Engine, zygote: &Zygote, agent: bool) -> Result<St
     timeout(PARK_TIMEOUT, work).await.map_err(|_| Error::Late)?
 }
 
-async fn make(zygote: &Zygote, view: View) -> Result<Parked, Error> {
+async fn make(zygote: &Zygote, view: View, pre_fault: bool) -> Result<Parked, Error> {
     let (socket, theirs) = control::pair()?;
-    let spawned = zygote.spawn(theirs, view).await?;
+    let spawned = zygote.spawn(theirs, view, pre_fault).await?;
     let pid = spawned.await.map_err(|_| Error::NoZygote)?.map_err(Error::Failed)?;
     let process = Doomed::new(Process::adopt(pid)?);
     let parked = Parked { socket: Arc::new(socket), process };

@@ -154,7 +154,8 @@ impl Plan {
         if !self.later.is_empty() {
             return Some(Duration::ZERO);
         }
-        let begun = self.loads.iter().find(|load| load.next < load.backing.chunks()).map(|load| load.begun)?;
+        let begun =
+            self.loads.iter().find(|load| load.next < load.backing.chunks()).map(|load| load.begun)?;
         // It begins with a fork, which is about to have its first faults.
         let quiet = self.last_fault.map_or(begun, |fault| fault.max(begun)) + QUIET;
         let from = quiet.min(begun + MOST_PATIENT);

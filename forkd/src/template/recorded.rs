@@ -2,7 +2,7 @@
 
 use forkling_vmm::{
     memory::layout::PAGE,
-    protocol::{MAX_PAGE_RUNS, PageRun, WriteSet},
+    protocol::{FirstPages, MAX_PAGE_RUNS, PageRun},
     snapshot::{self, PageRange, Snapshot, WorkingSet},
 };
 
@@ -12,13 +12,13 @@ use crate::{
     fork::{Stages, Touched},
 };
 
-/// What the forks of a template write first, as an earlier load of it has kept it. `None` if it is not kept, or is of no use.
-pub(super) async fn kept(template: &Template) -> Option<WriteSet> {
+/// What the forks of a template touch first, as an earlier load of it has kept it. `None` if it is not kept, or is of no use.
+pub(super) async fn kept(template: &Template) -> Option<FirstPages> {
     let directory = template.snapshot_dir();
     let read = move || Snapshot::open(&directory)?.working_set();
     match tokio::task::spawn_blocking(read).await {
         // Without its beginning it was kept by an older build.
-        Ok(Ok(Some(set))) if !set.acknowledge.is_empty() => Some(write_set(&set)),
+        Ok(Ok(Some(set))) if !set.acknowledge.is_empty() => Some(first_pages(&set)),
         Ok(Err(error)) => {
             tracing::warn!(template = template.name(), error = chain(&error), "working set learnt anew");
             None
@@ -28,15 +28,15 @@ pub(super) async fn kept(template: &Template) -> Option<WriteSet> {
 }
 
 /// Keeps what forks touch on their way.
-pub(super) async fn keep(template: &Template, stages: Stages) -> Option<WriteSet> {
+pub(super) async fn keep(template: &Template, stages: Stages) -> Option<FirstPages> {
     let (name, directory) = (template.name().to_owned(), template.snapshot_dir());
-    let write = move || -> Result<WriteSet, snapshot::Error> {
+    let write = move || -> Result<FirstPages, snapshot::Error> {
         let image = Snapshot::open(&directory)?.manifest().memory_bytes / PAGE;
         let of = |touched: &Touched| set(touched, image);
         let (first, answer, all) = (of(&stages.acknowledge), of(&stages.answer), of(&stages.command));
         tracing::debug!(template = name, %first, %answer, %all, "working set recorded");
         let all = all.beginning_with(&first);
-        let known = write_set(&all);
+        let known = first_pages(&all);
         if let Err(error) = all.write_by_stages(&[first, answer], &directory) {
             tracing::warn!(template = name, error = chain(&error), "the working set is not kept");
         }
@@ -61,9 +61,13 @@ fn set(touched: &Touched, image: u64) -> WorkingSet {
     WorkingSet::new(numbers(&touched.read), numbers(&touched.write))
 }
 
-fn write_set(set: &WorkingSet) -> WriteSet {
+fn first_pages(set: &WorkingSet) -> FirstPages {
     let runs = |ranges: &[PageRange]| ranges.iter().copied().map(PageRun::from).take(MAX_PAGE_RUNS).collect();
-    WriteSet { acknowledge: runs(&set.acknowledge), command: runs(&set.written_later()) }
+    FirstPages {
+        acknowledge: runs(&set.acknowledge),
+        command: runs(&set.written_later()),
+        read: runs(&set.read),
+    }
 }
 
 #[cfg(test)]

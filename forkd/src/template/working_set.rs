@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use forkling_vmm::protocol::{PageRun, WriteSet};
+use forkling_vmm::protocol::{FirstPages, PageRun};
 
 use super::{Loaded, Template, recorded};
 use crate::{
@@ -11,7 +11,7 @@ use crate::{
     fork::touched,
 };
 
-/// Tells the zygote of a template whose image is complete what its forks write first; learns it, unless an earlier load has.
+/// Tells the zygote of a template whose image is complete what its forks touch first; learns it, unless an earlier load has.
 pub async fn learn(engine: Arc<Engine>, template: Arc<Template>, loaded: Arc<Loaded>) {
     let known = match recorded::kept(&template).await {
         Some(known) => Some(known),
@@ -20,13 +20,13 @@ pub async fn learn(engine: Arc<Engine>, template: Arc<Template>, loaded: Arc<Loa
     let Some(set) = known else { return };
     let pages = |runs: &[PageRun]| runs.iter().map(|(_, pages)| pages).sum::<u64>();
     let (acknowledge, command) = (pages(&set.acknowledge), pages(&set.command));
-    tracing::debug!(template = template.name(), acknowledge, command, "pages written first are known");
-    if let Err(error) = loaded.zygote.set_write_set(set).await {
+    tracing::debug!(template = template.name(), acknowledge, command, "pages touched first are known");
+    if let Err(error) = loaded.zygote.set_first_pages(set).await {
         tracing::debug!(template = template.name(), error = chain(&error), "no write set");
     }
 }
 
-async fn record(engine: &Engine, template: &Template, loaded: &Loaded) -> Option<WriteSet> {
+async fn record(engine: &Engine, template: &Template, loaded: &Loaded) -> Option<FirstPages> {
     let has_agent = template.record.spec.payload != Payload::Null;
     match touched(engine, &loaded.zygote, has_agent).await {
         Ok(stages) => recorded::keep(template, stages).await,

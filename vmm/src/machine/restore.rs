@@ -8,6 +8,7 @@ use super::{Core, Error, EventLoopSeed, Forkpoint, Machine, MachineState, Paused
 use crate::{
     devices::{DeviceStates, Devices},
     memory::{guest::GuestMemory, layout},
+    protocol::PageRun,
     sys::mapping::Mapping,
     vcpu::{self, PreparedVcpu, Vcpu, VcpuState, cpuid},
     vm::{self, Vm, VmState},
@@ -21,6 +22,8 @@ pub struct PreparedMachine {
     devices: DeviceStates,
     /// Whether anybody reads the clock that [`Vm::set_clock`] sets.
     kvmclock: bool,
+    /// Whether the host has KVM_PRE_FAULT_MEMORY.
+    can_pre_fault: bool,
 }
 
 impl PreparedMachine {
@@ -48,7 +51,8 @@ impl PreparedMachine {
             .zip(0..)
             .map(|(vcpu, id)| vcpu.prepare(id, xsave_size, sync_regs))
             .collect::<Result<_, _>>()?;
-        Ok(Self { forkpoint, vm, vcpus, devices, kvmclock })
+        let can_pre_fault = kvm.check_extension_raw(kvm_bindings::KVM_CAP_PRE_FAULT_MEMORY.into()) > 0;
+        Ok(Self { forkpoint, vm, vcpus, devices, kvmclock, can_pre_fault })
     }
 
     /// Where forks of this machine stand.
@@ -101,6 +105,18 @@ impl Machine<Paused> {
         let devices = Devices::restore(&prepared.devices, backends, memory.ram().clone())?;
         connect(&vm, &devices)?;
         Ok(Self { core: Core { vm, memory, devices: Arc::new(devices) }, state: Paused { vcpus } })
+    }
+}
+
+impl Machine<Paused> {
+    /// Has the guest find these pages of its memory mapped when it reads them, where the host can do that. A hint: what the host
+    /// refuses is left to the guest's own faults.
+    pub fn pre_fault(&self, prepared: &PreparedMachine, runs: &[PageRun]) {
+        let Some(vcpu) = self.state.vcpus.first().filter(|_| prepared.can_pre_fault) else { return };
+        let mut ranges = runs.iter().flat_map(|&run| self.core.memory.guest_ranges(run));
+        if let Err(error) = ranges.try_for_each(|(gpa, size)| vcpu.pre_fault(gpa, size)) {
+            tracing::debug!(error = super::one_line(&error), "page tables are not filled ahead");
+        }
     }
 }
 

@@ -92,7 +92,10 @@ impl Source for Control {
                 }
                 Ok(Some((ToFork::Report, _))) => {
                     if let Err(error) = touched::report(&self.channel, &self.memory) {
-                        tracing::warn!(error = crate::machine::one_line(&error), "the working set is not told");
+                        tracing::warn!(
+                            error = crate::machine::one_line(&error),
+                            "the working set is not told"
+                        );
                     }
                 }
                 Ok(Some((ToFork::Rewind { keep_writes }, _))) => {

@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    Zygote,
+    Wanted, Zygote,
     control::{Acknowledge, Control, Request},
 };
 use crate::{
@@ -53,12 +53,12 @@ pub fn run(
     zygote: &Zygote,
     zygote_control: &mut Channel,
     control: Channel,
-    view: View,
+    wanted: Wanted,
     mut stamps: Stamps,
 ) -> ! {
     stamps.forked = clock::monotonic_ns();
     let control = Arc::new(control);
-    let Err(error) = live(zygote, zygote_control, &control, view, stamps);
+    let Err(error) = live(zygote, zygote_control, &control, wanted, stamps);
     let farewell = match error {
         Error::DaemonGone => std::process::exit(1),
         Error::Ended(reason) => FromFork::Stopped(reason),
@@ -77,10 +77,11 @@ fn live(
     zygote: &Zygote,
     zygote_control: &mut Channel,
     control: &Arc<Channel>,
-    view: View,
+    wanted: Wanted,
     mut stamps: Stamps,
 ) -> Result<Infallible, Error> {
     become_child_of_daemon(zygote, zygote_control)?;
+    let Wanted { view, pre_fault } = wanted;
     // Held until the process ends: closing it would end the registration.
     let _faults = match view {
         View::Complete => None,
@@ -94,14 +95,17 @@ fn live(
     // Before the VM exists: no second-stage entry has to be taken back for it. An image that is not complete is left
     // alone, where each page would wait for the pager.
     if view == View::Complete {
-        zygote.memory.copy_ahead(&zygote.write_set.acknowledge);
+        zygote.memory.copy_ahead(&zygote.first_pages.acknowledge);
     }
     let seed = EventLoopSeed::new()?;
     let Zygote { kvm, machine: prepared, memory, root, .. } = zygote;
     let mut machine = Machine::restore(kvm, prepared, memory.clone(), root.as_ref(), &seed, steps)?;
+    if pre_fault {
+        machine.pre_fault(prepared, &zygote.first_pages.read);
+    }
     let (desk, mut source) = Desk::open(control, &zygote.memory);
     if view == View::Complete {
-        let (memory, command) = (zygote.memory.clone(), zygote.write_set.command.clone());
+        let (memory, command) = (zygote.memory.clone(), zygote.first_pages.command.clone());
         source.before_connection(move || memory.copy_ahead(&command));
     }
     let mut event_loop = seed.serve(machine.devices().clone(), source).start()?;
@@ -163,7 +167,8 @@ impl Fork<'_> {
         prepared.restart_clocks(&machine, advance_monotonic)?;
         event_loop.watch_source()?;
         stamps.entered = clock::monotonic_ns();
-        let (mut machine, event_loop, keep_writes) = self.run(machine, event_loop, forkpoint.clone(), stamps)?;
+        let (mut machine, event_loop, keep_writes) =
+            self.run(machine, event_loop, forkpoint.clone(), stamps)?;
         machine.rewind(prepared, image, if keep_writes { MOST_KEPT } else { 0 })?;
         Ok((machine, event_loop))
     }

@@ -19,7 +19,7 @@ use crate::{
     clock,
     machine::{self, PreparedMachine},
     memory::guest::GuestMemory,
-    protocol::{Failure, FailureKind, FromZygote, Stamps, ToZygote, View, WriteSet},
+    protocol::{Failure, FailureKind, FirstPages, FromZygote, Stamps, ToZygote, View},
     snapshot::Snapshot,
     sys::{
         mapping::Mapping,
@@ -36,7 +36,7 @@ pub struct Zygote {
     /// What `memory` is a view of, for rewinds.
     image: File,
     root: Option<Mapping>,
-    write_set: WriteSet,
+    first_pages: FirstPages,
     snapshot: Snapshot,
     msr_list: Vec<u32>,
     daemon: Option<rustix::process::Pid>,
@@ -44,6 +44,13 @@ pub struct Zygote {
     /// The first VM of a host turns virtualisation on and the last one turns it off, 10 ms on AMD; this one, which
     /// never gets memory, spares the forks that.
     _open_vm: VmFd,
+}
+
+/// What a fork is to be: see [`ToZygote::Spawn`].
+#[derive(Clone, Copy, Debug)]
+struct Wanted {
+    view: View,
+    pre_fault: bool,
 }
 
 /// Why a zygote ends.
@@ -83,16 +90,16 @@ pub fn serve(mut control: Channel) -> Result<(), Error> {
     };
     control.send(&FromZygote::Loaded, &[])?;
     while let Some((message, fds)) = control.receive()? {
-        let (token, view) = match message {
-            ToZygote::Spawn { token, view } => (token, view),
-            ToZygote::WriteSet(set) => {
-                zygote.write_set = set;
+        let (token, view, pre_fault) = match message {
+            ToZygote::Spawn { token, view, pre_fault } => (token, view, pre_fault),
+            ToZygote::FirstPages(set) => {
+                zygote.first_pages = set;
                 continue;
             }
             ToZygote::Load { .. } => return Err(Error::BadMessage("a second load")),
         };
         let Ok([socket]) = <[OwnedFd; 1]>::try_from(fds) else { return Err(Error::BadMessage("a spawn")) };
-        zygote.spawn(&mut control, token, view, Channel::new(socket))?;
+        zygote.spawn(&mut control, token, Wanted { view, pre_fault }, Channel::new(socket))?;
     }
     Ok(())
 }
@@ -130,7 +137,7 @@ impl Zygote {
             memory,
             image,
             root,
-            write_set: WriteSet::default(),
+            first_pages: FirstPages::default(),
             snapshot,
             msr_list,
             daemon,
@@ -139,10 +146,10 @@ impl Zygote {
     }
 
     /// Makes the process of one fork.
-    fn spawn(&self, control: &mut Channel, token: u64, view: View, socket: Channel) -> Result<(), Error> {
+    fn spawn(&self, control: &mut Channel, token: u64, wanted: Wanted, socket: Channel) -> Result<(), Error> {
         let stamps = Stamps { requested: clock::monotonic_ns(), ..Stamps::default() };
         let answer = match process::fork_as_sibling(&self.single) {
-            Ok(Forked::Child) => fork::run(self, control, socket, view, stamps),
+            Ok(Forked::Child) => fork::run(self, control, socket, wanted, stamps),
             Ok(Forked::Parent(pid)) => FromZygote::Spawned { token, pid },
             Err(error) => {
                 let message = format!("cannot make a process for the fork; raise the process limit: {error}");

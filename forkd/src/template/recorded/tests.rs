@@ -1,4 +1,4 @@
-use super::{set, write_set};
+use super::{first_pages, set};
 use crate::fork::Touched;
 
 #[test]
@@ -13,6 +13,6 @@ fn what_a_fork_says_is_cut_to_the_image() {
 #[test]
 fn what_is_written_later_is_not_copied_first() {
     let of = |write: &[(u64, u64)]| set(&Touched { read: Vec::new(), write: write.to_vec() }, 100);
-    let known = write_set(&of(&[(1, 4), (10, 1)]).beginning_with(&of(&[(2, 1), (10, 5)])));
+    let known = first_pages(&of(&[(1, 4), (10, 1)]).beginning_with(&of(&[(2, 1), (10, 5)])));
     assert_eq!((known.acknowledge, known.command), (vec![(2, 1), (10, 1)], vec![(1, 1), (3, 2)]));
 }
