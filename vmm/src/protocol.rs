@@ -22,8 +22,9 @@ pub enum ToZygote {
         /// Whether a root image descriptor follows.
         root: bool,
     },
-    /// What forks write first, so that later ones get copies of it in one go instead of a fault for each page. No answer.
-    WriteSet(WriteSet),
+    /// What forks touch first, so that later ones get copies of it, or have it mapped, in one go instead of by a fault for
+    /// each page. No answer.
+    FirstPages(FirstPages),
     /// Make a fork. Descriptors: the fork's end of its control socket, then, if the template has a NIC, that of its
     /// frame socket, non-blocking. Answered by
     /// [`FromZygote::Spawned`] or [`FromZygote::SpawnFailed`]; later news come on the fork's own socket.
@@ -32,6 +33,8 @@ pub enum ToZygote {
         token: u64,
         /// What it sees of the image.
         view: View,
+        /// Whether the pages that forks read first ([`FirstPages::read`]) are mapped for its guest ahead, where the host can.
+        pre_fault: bool,
     },
 }
 
@@ -43,7 +46,7 @@ pub enum View {
     /// Pages may be missing: the fork registers a userfaultfd for them ([`FromFork::Faults`]).
     Lazy,
     /// All of it is there, and only pages that are really touched enter the fork's page tables, at the price of a fault
-    /// for each: for learning what is touched.
+    /// for each: for learning what is touched. Such a fork tells it ([`FromFork::WorkingSet`]) at its acknowledgement too.
     Exact,
 }
 
@@ -107,9 +110,9 @@ pub enum ToFork {
     Rewind {
         /// Keep the pages the guest wrote as private copies: faster for what runs next, at the price of their memory.
         keep_writes: bool,
-        /// Tell first what the guest touched since the fork was made ([`FromFork::WorkingSet`]).
-        report: bool,
     },
+    /// Tell what the guest has touched since the fork was made, while it goes on. Answered by [`FromFork::WorkingSet`].
+    Report,
     /// Save the machine when the guest reaches its next forkpoint (the caller makes the agent go there).
     /// Descriptor: an empty snapshot directory (writable). Answered by [`FromFork::Saved`]; the guest then goes on
     /// with the mailbox given here.
@@ -131,7 +134,9 @@ pub enum FromFork {
     },
     /// Restored, or rewound, and waiting for [`ToFork::Activate`].
     Parked(Stamps),
-    /// What the guest touched, as far as page tables tell (the kernel maps the neighbours of a page that is read).
+    /// What the guest touched since the fork was made, as far as page tables tell (the kernel maps the neighbours of a page
+    /// that is read). From a fork that sees [`View::Exact`] directly before [`FromFork::Acknowledged`], from any when asked
+    /// ([`ToFork::Report`]).
     WorkingSet {
         /// Pages read and not written: first page of the image and how many.
         read: Vec<PageRun>,
@@ -198,14 +203,16 @@ pub enum Passage {
     Ended,
 }
 
-/// Pages that the forks of a template write first, each at most [`MAX_PAGE_RUNS`] runs. A hint: pages outside of the
+/// Pages that the forks of a template touch first, in lists of at most [`MAX_PAGE_RUNS`] runs. A hint: pages outside of the
 /// image are ignored.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct WriteSet {
-    /// Until the acknowledgement.
+pub struct FirstPages {
+    /// Written until the acknowledgement.
     pub acknowledge: Vec<PageRun>,
-    /// From there to the end of the first command.
+    /// Written from there to the end of the first command.
     pub command: Vec<PageRun>,
+    /// Read until then, and not written.
+    pub read: Vec<PageRun>,
 }
 
 /// Neighbouring pages of 4 KiB of an image: number of the first, and how many.

@@ -200,15 +200,16 @@ async fn make(
     entered.attach(request, link);
     let Entered { unclaimed, activate, .. } = entered;
     let lazy = loaded.is_lazy();
-    let spawned =
-        match loaded.zygote.spawn(theirs, frames, if lazy { View::Lazy } else { View::Complete }).await {
-            Ok(spawned) => spawned,
-            Err(error) => {
-                fork.kill("failed", "the template's zygote is gone");
-                engine.registry.fork_died(&fork);
-                return Err(failed(&error));
-            }
-        };
+    // Whoever waits for it would wait for what is mapped ahead, used or not.
+    let view = if lazy { View::Lazy } else { View::Complete };
+    let spawned = match loaded.zygote.spawn(theirs, frames, view, false).await {
+        Ok(spawned) => spawned,
+        Err(error) => {
+            fork.kill("failed", "the template's zygote is gone");
+            engine.registry.fork_died(&fork);
+            return Err(failed(&error));
+        }
+    };
     // The fork reads it when it is ready; a fork that is never made is reported by the zygote.
     let sent = socket.send(&activate, &[]).await;
     let (supervisor, outcome) = Supervisor::new(engine.clone(), fork, socket, Some(permit));

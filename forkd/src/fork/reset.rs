@@ -59,7 +59,7 @@ impl Fork {
 
     async fn go_back(&self, engine: &Engine, request: &ResetFork, received: u64) -> Result<(), Error> {
         let before = self.progress.borrow().parked;
-        self.tell(&ToFork::Rewind { keep_writes: request.keep_writes, report: false }).await?;
+        self.tell(&ToFork::Rewind { keep_writes: request.keep_writes }).await?;
         self.until(|progress| progress.parked > before).await?;
         if let Some(attached) = self.attached() {
             attached.reset();

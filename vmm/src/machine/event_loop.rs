@@ -106,7 +106,8 @@ impl EventLoop {
             }
             self
         };
-        let thread = std::thread::Builder::new().name("devices".into()).spawn(body).map_err(Error::Thread)?;
+        let builder = std::thread::Builder::new().name("devices".into()).stack_size(super::STACK);
+        let thread = builder.spawn(body).map_err(Error::Thread)?;
         Ok(RunningLoop { waker, registry, source, stop, thread })
     }
 

@@ -5,6 +5,7 @@ use std::{
     sync::{Arc, mpsc::Sender},
 };
 
+use super::touched;
 use crate::{
     channel::Channel,
     devices::{
@@ -12,6 +13,7 @@ use crate::{
         virtio::vsock::{HostPorts, Vsock},
     },
     machine::{ConsoleReader, Interrupter, Observer, Source},
+    memory::guest::GuestMemory,
     protocol::{FromFork, Opening, Passage, Stamps, ToFork},
 };
 
@@ -28,8 +30,6 @@ pub enum Request {
     Rewind {
         /// See [`ToFork::Rewind`].
         keep_writes: bool,
-        /// See [`ToFork::Rewind`].
-        report: bool,
     },
 }
 
@@ -38,6 +38,7 @@ pub struct Control {
     channel: Arc<Channel>,
     requests: Sender<Request>,
     interrupter: Interrupter,
+    memory: GuestMemory,
     console: ConsoleReader,
     /// After a rewind, the socket is the lead vCPU's.
     rewinding: bool,
@@ -46,10 +47,15 @@ pub struct Control {
 }
 
 impl Control {
-    /// Requests go to `requests`, whose receiver is the lead vCPU's thread.
-    pub fn new(channel: Arc<Channel>, requests: Sender<Request>, interrupter: Interrupter) -> Self {
+    /// Requests go to `requests`, whose receiver is the lead vCPU's thread. `memory` is the guest's, for reports of it.
+    pub fn new(
+        channel: Arc<Channel>,
+        requests: Sender<Request>,
+        interrupter: Interrupter,
+        memory: GuestMemory,
+    ) -> Self {
         let console = ConsoleReader::default();
-        Self { channel, requests, interrupter, console, rewinding: false, before_connection: None }
+        Self { channel, requests, interrupter, memory, console, rewinding: false, before_connection: None }
     }
 
     /// Does `work` before it makes the first connection.
@@ -109,8 +115,16 @@ impl Source for Control {
                         self.request(Request::Save { mailbox: mailbox.clone(), directory });
                     }
                 }
-                Ok(Some((ToFork::Rewind { keep_writes, report }, _))) => {
-                    self.request(Request::Rewind { keep_writes, report });
+                Ok(Some((ToFork::Report, _))) => {
+                    if let Err(error) = touched::report(&self.channel, &self.memory) {
+                        tracing::warn!(
+                            error = crate::machine::one_line(&error),
+                            "the working set is not told"
+                        );
+                    }
+                }
+                Ok(Some((ToFork::Rewind { keep_writes }, _))) => {
+                    self.request(Request::Rewind { keep_writes });
                     self.interrupter.interrupt();
                     self.rewinding = true;
                 }
@@ -151,12 +165,15 @@ impl HostPorts for Asker {
 pub struct Acknowledge {
     channel: Arc<Channel>,
     stamps: std::sync::Mutex<Stamps>,
+    /// The guest's memory, if it is to be told what was touched of it.
+    learn: Option<GuestMemory>,
 }
 
 impl Acknowledge {
-    /// `stamps` are those reached until the guest is entered.
-    pub fn new(channel: Arc<Channel>, stamps: Stamps) -> Self {
-        Self { channel, stamps: std::sync::Mutex::new(stamps) }
+    /// `stamps` are those reached until the guest is entered. What was touched of `learn` is told first: the guest stands
+    /// still meanwhile, so it is what the way to the acknowledgement takes and no page more.
+    pub fn new(channel: Arc<Channel>, stamps: Stamps, learn: Option<GuestMemory>) -> Self {
+        Self { channel, stamps: std::sync::Mutex::new(stamps), learn }
     }
 }
 
@@ -164,6 +181,10 @@ impl Observer for Acknowledge {
     fn acknowledged(&self, generation: u64, nonce: u64) {
         let mut stamps = self.stamps.lock().expect("no holder panics");
         stamps.acknowledged = crate::clock::monotonic_ns();
+        if let Some(Err(error)) = self.learn.as_ref().map(|memory| touched::report(&self.channel, memory)) {
+            // Whoever learns from this fork sees that it is missing.
+            tracing::warn!(error = crate::machine::one_line(&error), "the working set is not told");
+        }
         if self.channel.send(&FromFork::Acknowledged { generation, nonce, stamps: *stamps }, &[]).is_err() {
             std::process::exit(1);
         }

@@ -14,6 +14,7 @@ fn sample() -> (Header, Identity) {
         hostname: "worker-1".to_string(),
         machine_id: "0123456789abcdef0123456789abcdef".to_string(),
         env: vec![("A".to_string(), "b".to_string())],
+        network: Some(Network { ipv4: core::net::Ipv4Addr::new(100, 64, 1, 2) }),
     };
     (header, identity)
 }
