@@ -15,7 +15,8 @@ use tempfile::TempDir;
 const MEMORY: usize = 4 << 20;
 
 fn identity() -> (Header, Identity) {
-    let header = Header { generation: 7, nonce: 8, param: 0, wall_clock_ns: 9, entropy: [3; 64] };
+    let header =
+        Header { generation: 7, nonce: 8, param: 0, wall_clock_ns: 9, entropy: [3; 64], prepare: false };
     let identity = Identity {
         id: "f-0123456789abc".into(),
         hostname: "f-0123456789abc".into(),

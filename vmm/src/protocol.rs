@@ -85,6 +85,12 @@ pub enum ToFork {
         /// Whether its NIC, if it has one, is plugged in.
         plugged: bool,
     },
+    /// Let the guest prepare for its activation: it runs with this mailbox ([`forkling_proto::mailbox::Header::prepare`]) to
+    /// its next forkpoint. Sent to a parked fork, once. Answered by [`FromFork::Parked`].
+    Prepare {
+        /// As for [`ToFork::Activate`].
+        mailbox: Vec<u8>,
+    },
     /// Join a host stream (descriptor: a connected stream socket) with the guest's vsock port.
     /// On refusal by the guest the stream is closed.
     Connect {

@@ -20,7 +20,7 @@ use crate::{
     engine::Engine,
     identity::{Choice, Identity},
     limits::PARK_TIMEOUT,
-    network::{self, Link},
+    network::{self, Address, Link},
     process::{Doomed, Process},
     zygote::Zygote,
 };
@@ -71,6 +71,8 @@ pub struct Parked {
     process: Doomed,
     /// Of its NIC, if it has one.
     link: Option<Link>,
+    /// The address that the NIC has already.
+    address: Option<Address>,
 }
 
 /// Pages that the guest touched in a rehearsal.
@@ -88,9 +90,19 @@ impl Parked {
         self.process.is_alive()
     }
 
-    /// Its socket, its process, whose end is the caller's business from now on, and its NIC's link.
-    pub fn take(self) -> (Arc<Socket>, Process, Option<Link>) {
-        (self.socket, self.process.spare(), self.link)
+    /// The address that its NIC has already.
+    pub fn address(&self) -> Option<&Address> {
+        self.address.as_ref()
+    }
+
+    /// Its NIC's wire and address, if it has them.
+    pub fn take_network(&mut self) -> (Option<Link>, Option<Address>) {
+        (self.link.take(), self.address.take())
+    }
+
+    /// Its socket and process, whose end is the caller's business from now on.
+    pub fn take(self) -> (Arc<Socket>, Process) {
+        (self.socket, self.process.spare())
     }
 }
 
@@ -108,10 +120,14 @@ pub struct Stages {
 /// Makes a parked fork. The template's image is complete. Cancelled, it leaves nothing.
 pub async fn park(engine: &Engine, zygote: &Zygote, settings: &PoolSettings) -> Result<Parked, Error> {
     let work = async {
-        let parked = make(engine, zygote, View::Complete, settings.pre_fault).await?;
+        let mut parked = make(engine, zygote, View::Complete, settings.pre_fault).await?;
         if settings.rehearsal != Rehearsal::Off {
             parked.rehearse(engine, settings.rehearsal).await?;
             parked.rewind(settings.keep_writes).await?;
+            // It writes some pages, which a pool that is to stay small does without.
+            if settings.keep_writes && parked.link.is_some() {
+                parked.prepare(engine).await?;
+            }
         }
         Ok(parked)
     };
@@ -140,7 +156,7 @@ async fn make(engine: &Engine, zygote: &Zygote, view: View, pre_fault: bool) -> 
     let spawned = zygote.spawn(theirs, frames, view, pre_fault).await?;
     let pid = spawned.await.map_err(|_| Error::NoZygote)?.map_err(Error::Failed)?;
     let process = Doomed::new(Process::adopt(pid)?);
-    let parked = Parked { socket: Arc::new(socket), process, link };
+    let parked = Parked { socket: Arc::new(socket), process, link, address: None };
     parked.until_parked().await?;
     Ok(parked)
 }
@@ -232,6 +248,17 @@ impl Parked {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    /// Gives the NIC its address, which takes longer than all the rest of an activation.
+    async fn prepare(&mut self, engine: &Engine) -> Result<(), Error> {
+        let failed = |error: &dyn std::fmt::Display| Error::Identity(error.to_string());
+        let address = engine.network.addresses().any().map_err(|error| failed(&error))?;
+        let identity = Identity::new(&Choice::default(), 0).on(Some(address.network()));
+        let mailbox = identity.preparation().map_err(|error| failed(&error))?;
+        self.socket.send(&ToFork::Prepare { mailbox }, &[]).await?;
+        self.address = Some(address);
+        self.until_parked().await
     }
 
     async fn rewind(&self, keep_writes: bool) -> Result<(), Error> {

@@ -11,7 +11,7 @@ use crate::{
     protocol::PageRun,
     sys::mapping::Mapping,
     vcpu::{self, PreparedVcpu, Vcpu, VcpuState, cpuid},
-    vm::{self, Vm, VmState},
+    vm::{self, ClockState, Vm, VmState},
 };
 
 /// A snapshot's machine, validated against this host and in the form in which KVM takes it.
@@ -65,15 +65,28 @@ impl PreparedMachine {
         &self.forkpoint
     }
 
-    /// Sets the clocks back to the freeze. At activation, since a parked fork may have waited for minutes.
-    pub fn restart_clocks(&self, machine: &Machine<Paused>, advance_monotonic: bool) -> Result<(), Error> {
+    /// Sets the clocks back to the freeze, or to where they `stood` since. At activation, since a parked fork may have
+    /// waited for minutes.
+    pub fn restart_clocks(
+        &self,
+        machine: &Machine<Paused>,
+        stood: Option<&ClockState>,
+        advance_monotonic: bool,
+    ) -> Result<(), Error> {
         for (vcpu, prepared) in machine.state.vcpus.iter().zip(&self.vcpus) {
             vcpu.restart_clock(prepared, advance_monotonic)?;
         }
         if self.kvmclock {
-            machine.core.vm.set_clock(&self.vm.clock, advance_monotonic)?;
+            machine.core.vm.set_clock(stood.unwrap_or(&self.vm.clock), advance_monotonic)?;
         }
         Ok(())
+    }
+}
+
+impl PreparedMachine {
+    /// Where the clock of a machine that has run since its restore stands now, if its guest uses it.
+    pub fn clock_of(&self, machine: &Machine<Paused>) -> Result<Option<ClockState>, Error> {
+        self.kvmclock.then(|| machine.core.vm.clock().map_err(Error::from)).transpose()
     }
 }
 

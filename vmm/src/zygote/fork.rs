@@ -23,6 +23,7 @@ use crate::{
     memory::guest::GuestMemory,
     protocol::{FromFork, Stamps, StopReason, ToFork, View},
     sys::{process, uffd::Uffd},
+    vm::ClockState,
 };
 
 /// zstd level of the chunks of a snapshot that a fork writes.
@@ -142,6 +143,15 @@ impl Desk {
     }
 }
 
+/// A machine that waits for its activation.
+struct Parked {
+    machine: Machine<Paused>,
+    /// Where it waits.
+    forkpoint: Forkpoint,
+    /// Where its clock stood when it came there, if it has run since its restore.
+    clock: Option<ClockState>,
+}
+
 /// The fork's process, as its main thread sees it.
 struct Fork<'a> {
     zygote: &'a Zygote,
@@ -159,24 +169,50 @@ impl Fork<'_> {
         event_loop: RunningLoop,
         mut stamps: Stamps,
     ) -> Result<(Machine<Paused>, EventLoop), Error> {
-        let Some((ToFork::Activate { mailbox, advance_monotonic, plugged }, _)) = self.control.receive()?
-        else {
-            return Err(Error::DaemonGone);
+        let Zygote { machine: prepared, image, .. } = self.zygote;
+        let mut parked = Parked { machine, forkpoint: prepared.forkpoint().clone(), clock: None };
+        let (mailbox, advance_monotonic, plugged) = loop {
+            match self.control.receive()? {
+                Some((ToFork::Activate { mailbox, advance_monotonic, plugged }, _)) => {
+                    break (mailbox, advance_monotonic, plugged);
+                }
+                Some((ToFork::Prepare { mailbox }, _)) => {
+                    parked = self.prepare(parked, &mailbox)?;
+                    self.control.send(&FromFork::Parked(stamps), &[])?;
+                }
+                _ => return Err(Error::DaemonGone),
+            }
         };
         stamps.activated = clock::monotonic_ns();
-        let Zygote { machine: prepared, image, .. } = self.zygote;
-        let forkpoint = prepared.forkpoint();
+        let Parked { machine, forkpoint, clock } = parked;
         forkpoint.write_mailbox(machine.memory().ram(), &mailbox)?;
-        prepared.restart_clocks(&machine, advance_monotonic)?;
+        prepared.restart_clocks(&machine, clock.as_ref(), advance_monotonic)?;
         if plugged {
             machine.devices().plug();
         }
         event_loop.watch_source()?;
         stamps.entered = clock::monotonic_ns();
-        let (mut machine, event_loop, keep_writes) =
-            self.run(machine, event_loop, forkpoint.clone(), stamps)?;
+        let (mut machine, event_loop, keep_writes) = self.run(machine, event_loop, forkpoint, stamps)?;
         machine.rewind(prepared, image, if keep_writes { MOST_KEPT } else { 0 })?;
         Ok((machine, event_loop))
+    }
+
+    /// Runs the guest to its next forkpoint, where it waits for its activation again.
+    fn prepare(&self, parked: Parked, mailbox: &[u8]) -> Result<Parked, Error> {
+        let Parked { machine, forkpoint, clock } = parked;
+        let prepared = &self.zygote.machine;
+        forkpoint.write_mailbox(machine.memory().ram(), mailbox)?;
+        prepared.restart_clocks(&machine, clock.as_ref(), false)?;
+        let observer = Arc::new(Acknowledge::new(self.control.clone(), Stamps::default(), None));
+        let mut running = machine.resume(forkpoint.vcpu, observer)?;
+        let forkpoint = match running.wait(&self.desk.interrupter)? {
+            Halt::Forkpoint(reached) => reached,
+            Halt::Interrupted => unreachable!("nobody reads the control socket meanwhile"),
+            Halt::Ended(reason) => return Err(Error::Ended(reason)),
+        };
+        let machine = running.pause()?;
+        let clock = prepared.clock_of(&machine)?;
+        Ok(Parked { machine, forkpoint, clock })
     }
 
     /// Runs the guest until a rewind is wanted, and tells whether that is to keep the pages it wrote; at each further

@@ -8,6 +8,7 @@ fn sample() -> (Header, Identity) {
         param: 3,
         wall_clock_ns: 1_700_000_000_000_000_000,
         entropy: [9; 64],
+        prepare: true,
     };
     let identity = Identity {
         id: "f-1".to_string(),
