@@ -1,0 +1,501 @@
+//! The process: its epoll, its queue of work, its timers, and what `forkd` tells it.
+
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap, VecDeque},
+    io,
+    net::Ipv4Addr,
+    os::fd::{AsRawFd, OwnedFd},
+    time::{Duration, Instant},
+};
+
+use forkling_vmm::channel::{self, Channel};
+use mio::{Events, Interest, Poll, Token, unix::SourceFd};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::{
+    Error,
+    control::{FromNet, Guest, Limits, MAX_PACKET, Policy, Settings, ToNet},
+    dns::{ReplyTo, resolver::Resolver},
+    flow::{Flow, Kind, Next},
+    host::HostAddresses,
+    link::{Bound, Link, Received},
+    policy::{self, Verdict, World},
+    table::{self, Key, Table},
+    tcp::Turn,
+    udp,
+};
+
+/// Packets taken of a link before the next has its turn.
+const TURN: usize = 64;
+
+/// Events taken from the kernel at a time.
+const EVENTS: usize = 256;
+
+/// No link, flow or question has it: their kinds are others.
+const CONTROL: Token = Token(0);
+
+/// What may have something to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Work {
+    /// A link: packets to read or to send.
+    Link(Key),
+    /// A flow.
+    Flow(Key),
+    /// A question to a resolver.
+    Query(Key),
+}
+
+/// The state of the process.
+pub struct Net {
+    pub(crate) poll: Poll,
+    pub(crate) settings: Settings,
+    pub(crate) links: Table<Link>,
+    ids: HashMap<u64, Key>,
+    pub(crate) by_address: HashMap<Ipv4Addr, Key>,
+    pub(crate) groups: HashMap<String, Vec<Key>>,
+    pub(crate) flows: Table<Flow>,
+    pub(crate) resolver: Resolver,
+    pub(crate) host: HostAddresses,
+    queue: VecDeque<Work>,
+    timers: BinaryHeap<Reverse<(Instant, Work)>>,
+    /// For packets that come.
+    buffer: Vec<u8>,
+    /// For packets that are made.
+    pub(crate) scratch: Vec<u8>,
+    started: Instant,
+    pub(crate) now: Instant,
+}
+
+/// Serves a control socket until it is closed.
+///
+/// # Errors
+/// As those of [`crate::run`].
+pub fn serve(control: OwnedFd) -> Result<(), Error> {
+    let poll = Poll::new().map_err(Error::io("make an epoll descriptor"))?;
+    let watched = control.as_raw_fd();
+    poll.registry()
+        .register(&mut SourceFd(&watched), CONTROL, Interest::READABLE)
+        .map_err(Error::io("watch its control socket"))?;
+    let channel = Channel::new(control);
+    let Some((ToNet::Start(settings), _)) = channel.receive()? else { return Ok(()) };
+    let mut net = Net::new(poll, settings)?;
+    channel.send(&FromNet::Started, &[])?;
+    net.serve(&channel)
+}
+
+impl Net {
+    fn new(poll: Poll, settings: Settings) -> Result<Self, Error> {
+        raise_descriptors();
+        if let Err(error) = udp::ping_socket([127, 0, 0, 1].into()) {
+            tracing::warn!(%error, "guests cannot ping: allow it by net.ipv4.ping_group_range");
+        }
+        let now = Instant::now();
+        Ok(Self {
+            poll,
+            resolver: Resolver::new(settings.resolvers.clone()),
+            settings,
+            links: Table::default(),
+            ids: HashMap::new(),
+            by_address: HashMap::new(),
+            groups: HashMap::new(),
+            flows: Table::default(),
+            host: HostAddresses::read(now)
+                .map_err(Error::io("read the addresses of this host in /proc/net"))?,
+            queue: VecDeque::new(),
+            timers: BinaryHeap::new(),
+            buffer: vec![0; MAX_PACKET],
+            scratch: vec![0; MAX_PACKET],
+            started: now,
+            now,
+        })
+    }
+
+    fn serve(&mut self, channel: &Channel) -> Result<(), Error> {
+        let mut events = Events::with_capacity(EVENTS);
+        // What was sent with the first message has raised no event of its own.
+        if !self.hear(channel)? {
+            return Ok(());
+        }
+        loop {
+            match self.poll.poll(&mut events, self.timeout()) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                polled => polled.map_err(Error::io("wait for events"))?,
+            }
+            self.now = Instant::now();
+            for event in &events {
+                if event.token() == CONTROL {
+                    if !self.hear(channel)? {
+                        return Ok(());
+                    }
+                } else {
+                    self.on_event(event);
+                }
+            }
+            self.fire_timers();
+            for _ in 0..self.queue.len() {
+                if let Some(work) = self.queue.pop_front() {
+                    self.work(work);
+                }
+            }
+        }
+    }
+
+    fn timeout(&self) -> Option<Duration> {
+        if !self.queue.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        let Reverse((at, _)) = self.timers.peek()?;
+        Some(at.saturating_duration_since(Instant::now()))
+    }
+
+    fn on_event(&mut self, event: &mio::event::Event) {
+        let (kind, key) = Key::of(event.token());
+        let readable = event.is_readable() || event.is_read_closed() || event.is_error();
+        let writable = event.is_writable() || event.is_write_closed() || event.is_error();
+        match kind {
+            table::Kind::Control => {}
+            table::Kind::Link => {
+                if let Some(link) = self.links.get_mut(key) {
+                    link.readable |= readable;
+                    self.enqueue(Work::Link(key));
+                }
+            }
+            table::Kind::Flow => {
+                if let Some(flow) = self.flows.get_mut(key) {
+                    match &mut flow.kind {
+                        Kind::Tcp(tcp) => tcp.ready(readable, writable),
+                        Kind::Udp(udp) => udp.ready(),
+                    }
+                    self.enqueue(Work::Flow(key));
+                }
+            }
+            table::Kind::Query => self.enqueue(Work::Query(key)),
+        }
+    }
+
+    /// Puts something into the queue of work, once.
+    pub fn enqueue(&mut self, work: Work) {
+        let queued = match work {
+            Work::Link(key) => self.links.get_mut(key).map(|link| &mut link.queued),
+            Work::Flow(key) => self.flows.get_mut(key).map(|flow| &mut flow.queued),
+            Work::Query(_) => return self.queue.push_back(work),
+        };
+        if let Some(queued) = queued
+            && !std::mem::replace(queued, true)
+        {
+            self.queue.push_back(work);
+        }
+    }
+
+    /// Has something put into the queue then.
+    pub fn wake_at(&mut self, at: Instant, work: Work) {
+        self.timers.push(Reverse((at, work)));
+    }
+
+    fn fire_timers(&mut self) {
+        while let Some(&Reverse((at, work))) = self.timers.peek()
+            && at <= self.now
+        {
+            self.timers.pop();
+            if let Work::Flow(key) = work {
+                let Some(flow) = self.flows.get_mut(key) else { continue };
+                // A timer set earlier has been there before.
+                if flow.wake != Some(at) {
+                    continue;
+                }
+                flow.wake = None;
+            }
+            self.enqueue(work);
+        }
+    }
+
+    fn work(&mut self, work: Work) {
+        match work {
+            Work::Link(key) => {
+                if let Some(link) = self.links.get_mut(key) {
+                    link.queued = false;
+                    self.link_turn(key);
+                }
+            }
+            Work::Flow(key) => {
+                if let Some(flow) = self.flows.get_mut(key) {
+                    flow.queued = false;
+                    self.flow_turn(key, None);
+                }
+            }
+            Work::Query(key) => self.query_turn(key),
+        }
+    }
+
+    fn link_turn(&mut self, key: Key) {
+        let Some(link) = self.links.get_mut(key) else { return };
+        if link.flush()
+            && let Some(bound) = &mut link.bound
+        {
+            for flow in std::mem::take(&mut bound.blocked) {
+                self.enqueue(Work::Flow(flow));
+            }
+        }
+        let mut buffer = std::mem::take(&mut self.buffer);
+        self.read_packets(key, &mut buffer);
+        self.buffer = buffer;
+    }
+
+    fn read_packets(&mut self, key: Key, buffer: &mut [u8]) {
+        for _ in 0..TURN {
+            let Some(link) = self.links.get_mut(key) else { return };
+            match link.receive(buffer, self.now) {
+                Received::Packet(length) => self.on_packet(key, buffer, length),
+                Received::Later(wait) => return self.wake_at(self.now + wait, Work::Link(key)),
+                Received::Nothing => return,
+                Received::Closed => return self.detach(key),
+            }
+        }
+        self.enqueue(Work::Link(key));
+    }
+
+    /// Gives a flow its turn, with a packet of its guest if there is one.
+    pub fn flow_turn(&mut self, key: Key, packet: Option<&[u8]>) {
+        let Some(flow) = self.flows.get_mut(key) else { return };
+        let Some(link) = self.links.get_mut(flow.link) else { return };
+        let owner = flow.link;
+        let uptime = self.now.saturating_duration_since(self.started);
+        let mut turn = Turn { link, scratch: &mut self.scratch, now: self.now, uptime };
+        let mut queries = Vec::new();
+        let next = match &mut flow.kind {
+            Kind::Udp(udp) => udp.turn(&flow.id, &mut turn),
+            Kind::Tcp(tcp) if tcp.is_waiting() => return self.connect_turn(key, packet),
+            Kind::Tcp(tcp) => {
+                let next = tcp.turn(packet, &mut turn);
+                if let Some(stream) = tcp.stream() {
+                    queries.extend(std::iter::from_fn(|| stream.query()));
+                }
+                next
+            }
+        };
+        self.after(key, next);
+        for query in queries {
+            self.ask(owner, &query, ReplyTo::Tcp(key));
+        }
+    }
+
+    /// What a turn of a flow asks for.
+    pub fn after(&mut self, key: Key, next: Next) {
+        match next {
+            Next::Wait => {}
+            Next::Again => self.enqueue(Work::Flow(key)),
+            Next::End => self.end_flow(key),
+            Next::Room => {
+                let Some(flow) = self.flows.get(key) else { return };
+                if let Some(bound) = self.links.get_mut(flow.link).and_then(|link| link.bound.as_mut())
+                    && !bound.blocked.contains(&key)
+                {
+                    bound.blocked.push(key);
+                }
+            }
+            Next::WaitFor(wait) => {
+                let at = self.now + wait;
+                let Some(flow) = self.flows.get_mut(key) else { return };
+                if flow.wake.is_none_or(|wake| at < wake) {
+                    flow.wake = Some(at);
+                    self.wake_at(at, Work::Flow(key));
+                }
+            }
+        }
+    }
+
+    /// Frees a flow. What its guest was to be told has been told.
+    pub fn end_flow(&mut self, key: Key) {
+        let Some(flow) = self.flows.remove(key) else { return };
+        if let Some(bound) = self.links.get_mut(flow.link).and_then(|link| link.bound.as_mut())
+            && bound.flows.get(&flow.id) == Some(&key)
+        {
+            bound.flows.remove(&flow.id);
+        }
+    }
+
+    /// What a bound link has.
+    pub fn bound_mut(&mut self, link: Key) -> Option<&mut Bound> {
+        self.links.get_mut(link)?.bound.as_deref_mut()
+    }
+
+    /// Whether policy allows it.
+    pub fn decide(&mut self, link: Key, target: policy::Target, name: Option<&str>) -> Verdict {
+        let world = World { guests: self.settings.guests, own: self.host.at(self.now) };
+        let Some(bound) = self.links.get(link).and_then(|link| link.bound.as_ref()) else {
+            return Verdict::Denied;
+        };
+        match name {
+            Some(name) => policy::decide(&bound.policy, world, target, std::iter::once(name)),
+            None => policy::decide(&bound.policy, world, target, bound.names_of(target.address, self.now)),
+        }
+    }
+
+    /// Does what `forkd` wants. Returns whether it still wants anything.
+    fn hear(&mut self, channel: &Channel) -> Result<bool, Error> {
+        loop {
+            match channel.try_receive::<ToNet>() {
+                Ok(Some((message, fds))) => self.obey(channel, message, fds)?,
+                Ok(None) => return Ok(false),
+                Err(channel::Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Ok(true);
+                }
+                Err(channel::Error::Io(error)) if error.kind() == io::ErrorKind::ConnectionReset => {
+                    return Ok(false);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn obey(&mut self, channel: &Channel, message: ToNet, fds: Vec<OwnedFd>) -> Result<(), Error> {
+        match message {
+            ToNet::Start(_) => tracing::error!("started twice; the first settings hold"),
+            ToNet::Attach { link } => self.attach(link, fds),
+            ToNet::Bind { link, guest, policy, limits } => self.bind(link, guest, policy, limits),
+            ToNet::SetPolicy { request, link, policy } => {
+                let done = self.set_policy(link, policy);
+                let answer = if done { FromNet::Done { request } } else { FromNet::NoLink { request } };
+                channel.send(&answer, &[])?;
+            }
+            ToNet::Reset { link } => {
+                if let Some(&key) = self.ids.get(&link) {
+                    self.reset(key);
+                }
+            }
+            ToNet::Inspect { request, link, denials_from } => {
+                let link = self.ids.get(&link).and_then(|key| self.links.get(*key));
+                let answer = match link.and_then(|link| link.report(denials_from)) {
+                    Some(report) => FromNet::Report { request, report: Box::new(report) },
+                    None => FromNet::NoLink { request },
+                };
+                channel.send(&answer, &[])?;
+            }
+            ToNet::Detach { link } => {
+                if let Some(&key) = self.ids.get(&link) {
+                    self.detach(key);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn attach(&mut self, id: u64, fds: Vec<OwnedFd>) {
+        let Ok([frames]) = <[OwnedFd; 1]>::try_from(fds) else {
+            return tracing::error!(link = id, "a link without its socket");
+        };
+        if self.ids.contains_key(&id) {
+            return tracing::error!(link = id, "attached twice; the first holds");
+        }
+        let key = self.links.next_key();
+        let watched = Link::new(id, frames).and_then(|link| {
+            link.watch(self.poll.registry(), key.token(table::Kind::Link))?;
+            Ok(link)
+        });
+        match watched {
+            Ok(link) => drop(self.ids.insert(id, self.links.insert(link))),
+            Err(error) => tracing::error!(link = id, %error, "a link cannot be watched"),
+        }
+    }
+
+    fn bind(&mut self, id: u64, guest: Guest, policy: Policy, limits: Limits) {
+        let Some(&key) = self.ids.get(&id) else { return };
+        let Some(link) = self.links.get_mut(key).filter(|link| link.bound.is_none()) else {
+            return tracing::error!(link = id, "bound twice; the first holds");
+        };
+        let is_template = guest.ipv4 == forkling_proto::network::TEMPLATE;
+        if !is_template && self.by_address.contains_key(&guest.ipv4) {
+            return tracing::error!(link = id, address = %guest.ipv4, "two guests of one address; the first keeps it");
+        }
+        // Any number of templates may be built at a time, so theirs is nobody's to reach.
+        if !is_template {
+            self.by_address.insert(guest.ipv4, key);
+            if let Some(membership) = &guest.group {
+                self.groups.entry(membership.group.clone()).or_default().push(key);
+            }
+        }
+        link.bound = Some(Box::new(Bound::new(guest, policy, limits, self.now)));
+        self.enqueue(Work::Link(key));
+    }
+
+    fn set_policy(&mut self, id: u64, policy: Policy) -> bool {
+        let Some(&key) = self.ids.get(&id) else { return false };
+        let Some(bound) = self.bound_mut(key) else { return false };
+        bound.policy = policy;
+        let flows: Vec<Key> = bound.flows.values().copied().collect();
+        for flow_key in flows {
+            let Some(flow) = self.flows.get(flow_key) else { continue };
+            if Bound::gateway(flow.id.remote) == flow.id.remote {
+                continue;
+            }
+            let (target, name) = (flow.id.target(), flow.name.clone());
+            let by_address = self.decide(key, target, None) != Verdict::Denied;
+            if !by_address && name.is_none_or(|name| self.decide(key, target, Some(&name)) == Verdict::Denied)
+            {
+                self.abort_flow(flow_key);
+            }
+        }
+        true
+    }
+
+    /// Ends a flow and tells both sides.
+    fn abort_flow(&mut self, key: Key) {
+        let Some(flow) = self.flows.get_mut(key) else { return };
+        let Some(link) = self.links.get_mut(flow.link) else { return };
+        let uptime = self.now.saturating_duration_since(self.started);
+        let mut turn = Turn { link, scratch: &mut self.scratch, now: self.now, uptime };
+        if let Kind::Tcp(tcp) = &mut flow.kind {
+            tcp.abort(&mut turn);
+        }
+        self.end_flow(key);
+    }
+
+    /// Ends all flows of a link without a word to the guest.
+    fn reset(&mut self, key: Key) {
+        let Some(link) = self.links.get_mut(key) else { return };
+        link.discard();
+        let Some(bound) = &mut link.bound else { return };
+        bound.forget_names();
+        bound.blocked.clear();
+        for (_, flow) in std::mem::take(&mut bound.flows) {
+            if let Some(Flow { kind: Kind::Tcp(tcp), .. }) = self.flows.get(flow) {
+                tcp.reset_host();
+            }
+            self.flows.remove(flow);
+        }
+    }
+
+    /// Frees a link and all it has.
+    fn detach(&mut self, key: Key) {
+        self.reset(key);
+        let Some(link) = self.links.remove(key) else { return };
+        self.ids.remove(&link.id);
+        let Some(bound) = link.bound else { return };
+        if self.by_address.get(&bound.guest.ipv4) == Some(&key) {
+            self.by_address.remove(&bound.guest.ipv4);
+        }
+        if let Some(group) = bound.guest.group.map(|membership| membership.group)
+            && let Some(members) = self.groups.get_mut(&group)
+        {
+            members.retain(|member| *member != key);
+            if members.is_empty() {
+                self.groups.remove(&group);
+            }
+        }
+    }
+
+    /// The time since the process began.
+    pub fn uptime(&self) -> Duration {
+        self.now.saturating_duration_since(self.started)
+    }
+}
+
+/// As many descriptors as the process may have: each flow takes one.
+fn raise_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
+    {
+        tracing::warn!(%error, "the number of open files cannot be raised");
+    }
+}
