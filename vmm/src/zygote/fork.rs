@@ -167,8 +167,7 @@ impl Fork<'_> {
         prepared.restart_clocks(&machine, advance_monotonic)?;
         event_loop.watch_source()?;
         stamps.entered = clock::monotonic_ns();
-        let (mut machine, event_loop, keep_writes) =
-            self.run(machine, event_loop, forkpoint.clone(), stamps)?;
+        let (machine, event_loop, keep_writes) = self.run(machine, event_loop, forkpoint.clone(), stamps)?;
         machine.rewind(prepared, image, if keep_writes { MOST_KEPT } else { 0 })?;
         Ok((machine, event_loop))
     }
