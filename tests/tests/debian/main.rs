@@ -9,6 +9,7 @@ mod guest;
 mod identity;
 mod isolation;
 mod memory;
+mod network;
 mod pager;
 mod pool;
 mod ports;

@@ -45,11 +45,10 @@ impl PreparedMachine {
         }
         let kvmclock = vcpus.iter().any(VcpuState::uses_kvmclock);
         let xsave_size = usize::try_from(kvm.check_extension_int(Cap::Xsave2)).unwrap_or(0);
-        let sync_regs = u32::try_from(kvm.check_extension_int(Cap::SyncRegs)).unwrap_or(0);
         let vcpus = vcpus
             .into_iter()
             .zip(0..)
-            .map(|(vcpu, id)| vcpu.prepare(id, xsave_size, sync_regs))
+            .map(|(vcpu, id)| vcpu.prepare(id, xsave_size))
             .collect::<Result<_, _>>()?;
         let can_pre_fault = kvm.check_extension_raw(kvm_bindings::KVM_CAP_PRE_FAULT_MEMORY.into()) > 0;
         Ok(Self { forkpoint, vm, vcpus, devices, kvmclock, can_pre_fault })
@@ -145,9 +144,9 @@ impl Machine<Paused> {
     ///
     /// Pages the guest has written stay private copies up to `keep` bytes, which costs their memory and saves the guest
     /// from copying them again ([`GuestMemory::rewind`]).
-    pub fn rewind(&mut self, prepared: &PreparedMachine, image: &File, keep: u64) -> Result<(), Error> {
+    pub fn rewind(&self, prepared: &PreparedMachine, image: &File, keep: u64) -> Result<(), Error> {
         self.core.memory.rewind(image, keep).map_err(Error::Rewind)?;
-        for (vcpu, prepared) in self.state.vcpus.iter_mut().zip(&prepared.vcpus) {
+        for (vcpu, prepared) in self.state.vcpus.iter().zip(&prepared.vcpus) {
             vcpu.rewind(prepared)?;
         }
         // After the vCPUs, as in a restore.

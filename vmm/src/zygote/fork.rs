@@ -192,7 +192,7 @@ impl Fork<'_> {
         }
         event_loop.watch_source()?;
         stamps.entered = clock::monotonic_ns();
-        let (mut machine, event_loop, keep_writes) = self.run(machine, event_loop, forkpoint, stamps)?;
+        let (machine, event_loop, keep_writes) = self.run(machine, event_loop, forkpoint, stamps)?;
         machine.rewind(prepared, image, if keep_writes { MOST_KEPT } else { 0 })?;
         Ok((machine, event_loop))
     }
