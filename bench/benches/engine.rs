@@ -10,7 +10,8 @@ use forkling_tests::vmm_program;
 const MEMORY_MIB: u32 = 256;
 
 fn activate(fork: &Fork, nonce: u64) {
-    let header = Header { generation: nonce, nonce, param: 1, wall_clock_ns: 1, entropy: [0; 64] };
+    let header =
+        Header { generation: nonce, nonce, param: 1, wall_clock_ns: 1, entropy: [0; 64], prepare: false };
     fork.activate(&header).expect("the null guest acknowledges");
 }
 

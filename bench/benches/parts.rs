@@ -15,12 +15,14 @@ use tempfile::TempDir;
 const MEMORY: usize = 4 << 20;
 
 fn identity() -> (Header, Identity) {
-    let header = Header { generation: 7, nonce: 8, param: 0, wall_clock_ns: 9, entropy: [3; 64] };
+    let header =
+        Header { generation: 7, nonce: 8, param: 0, wall_clock_ns: 9, entropy: [3; 64], prepare: false };
     let identity = Identity {
         id: "f-0123456789abc".into(),
         hostname: "f-0123456789abc".into(),
         machine_id: "0123456789abcdef0123456789abcdef".into(),
         env: vec![("TASK".into(), "42".into())],
+        network: None,
     };
     (header, identity)
 }
@@ -30,7 +32,8 @@ fn messages(criterion: &mut Criterion) {
     let (header, identity) = identity();
     let encode = || {
         let mailbox = mailbox::encode(black_box(&header), black_box(&identity)).expect("it fits");
-        protocol::encode(&ToFork::Activate { mailbox, advance_monotonic: false }).expect("it fits")
+        protocol::encode(&ToFork::Activate { mailbox, advance_monotonic: false, plugged: true })
+            .expect("it fits")
     };
     let message = encode();
     let mut group = criterion.benchmark_group("activation message");

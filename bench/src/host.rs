@@ -17,6 +17,12 @@ pub struct Origin {
     pub rev: String,
 }
 
+/// Whether the host has KVM_PRE_FAULT_MEMORY.
+pub fn can_pre_fault() -> bool {
+    let capability = u64::from(kvm_bindings::KVM_CAP_PRE_FAULT_MEMORY);
+    kvm_ioctls::Kvm::new().is_ok_and(|kvm| kvm.check_extension_raw(capability) > 0)
+}
+
 impl Origin {
     /// This host, and `rev` or the commit of the working directory.
     pub fn here(rev: Option<String>) -> Self {

@@ -21,12 +21,14 @@ pub struct Pool {
     pub rehearsal: &'static str,
     /// Whether pages that the rehearsal wrote stay in the fork.
     pub keep_writes: bool,
+    /// Whether pages that forks read first are mapped ahead, where the host can do that.
+    pub pre_fault: bool,
 }
 
 impl Pool {
     /// Always `depth` deep, with everything on.
     pub fn of(depth: u64) -> Self {
-        Self { low: depth, high: depth, rehearsal: "command", keep_writes: true }
+        Self { low: depth, high: depth, rehearsal: "command", keep_writes: true, pre_fault: true }
     }
 
     /// No pool.
@@ -56,8 +58,12 @@ impl Bench {
 
     /// Changes the pool's settings.
     pub fn set_pool(&mut self, pool: Pool) -> anyhow::Result<()> {
-        let Pool { low, high, rehearsal, keep_writes } = pool;
-        let body = json!({"low": low, "high": high, "rehearsal": rehearsal, "keep_writes": keep_writes});
+        let Pool { low, high, rehearsal, keep_writes, pre_fault } = pool;
+        let mut body = json!({"low": low, "high": high, "rehearsal": rehearsal, "keep_writes": keep_writes});
+        // A build without it refuses to be told.
+        if !pre_fault {
+            body["pre_fault"] = false.into();
+        }
         self.connection.call("PUT", &Self::pool_path(), Some(&body)).map(drop)
     }
 

@@ -75,7 +75,7 @@ pub struct Args {
     /// Where templates are kept [default: /var/lib/forkling for root, else $XDG_DATA_HOME/forkling]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
-    /// Where the socket lies [default: /run/forkling for root, else $XDG_RUNTIME_DIR/forkling]
+    /// Where the sockets of the daemon and of forks lie [default: /run/forkling for root, else $XDG_RUNTIME_DIR/forkling]
     #[arg(long, value_name = "DIR")]
     pub runtime_dir: Option<PathBuf>,
     /// The VMM program [default: forkling-vmm beside this one]
@@ -136,6 +136,8 @@ fn factor(text: &str) -> Result<f64, String> {
 pub struct Config {
     /// Socket to listen on.
     pub socket: PathBuf,
+    /// Sockets of forks.
+    pub runtime_dir: PathBuf,
     /// Templates, cache, generation mark.
     pub state_dir: PathBuf,
     /// Program of zygotes, forks and builders.
@@ -179,6 +181,7 @@ impl Config {
             vmm: args.vmm.map_or_else(|| beside("forkling-vmm"), |path| Ok(absolute(path)))?,
             agent: args.agent.map_or_else(|| beside("forkling-agent"), |path| Ok(absolute(path)))?,
             kernel: args.kernel.map_or_else(|| state_dir.join("kernel/vmlinux"), absolute),
+            runtime_dir: absolute(runtime_dir),
             state_dir: absolute(state_dir),
             eager: args.eager,
             copy_ahead: !args.no_copy_ahead,
@@ -252,7 +255,8 @@ fn beside(name: &str) -> Result<PathBuf, Error> {
     Ok(directory.join(name))
 }
 
-fn make_directory(path: &Path, mode: u32) -> Result<(), Error> {
+/// Makes a directory with exactly this mode, and those above it. One that is there already is left as it is.
+pub fn make_directory(path: &Path, mode: u32) -> Result<(), Error> {
     let fail = |source| Error::Directory { path: path.to_owned(), source };
     if path.is_dir() {
         return Ok(());

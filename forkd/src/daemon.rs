@@ -21,7 +21,7 @@ use crate::{
     config::{Args, Config},
     engine::Engine,
     limits::{self, SHUTDOWN_GRACE},
-    template,
+    template, vsock,
 };
 
 /// Mode of the socket: its owner and its group may connect.
@@ -74,6 +74,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let config = Config::new(args)?;
     let _state_lock = lock(&config.state_dir.join("forkd.lock"), &config.state_dir)?;
     let listener = listen(&config.socket)?;
+    let _sockets = vsock::sweep(&config.runtime_dir)
+        .with_context(|| format!("cannot clear the sockets of forks in {}", config.runtime_dir.display()))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(limits::api_workers())
         .enable_all()

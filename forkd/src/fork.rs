@@ -12,7 +12,7 @@ use std::{
 };
 
 use forkling_proto::rpc;
-use forkling_vmm::protocol::{Failure, ToFork};
+use forkling_vmm::protocol::{Failure, Opening, ToFork};
 use tokio::{
     net::UnixStream,
     sync::{oneshot, watch},
@@ -25,6 +25,7 @@ use crate::{
         types::{Death, ForkInfo, ForkState, Timings},
     },
     control::{self, Socket},
+    forward::Ways,
     identity::Identity,
     process::Process,
     template::Template,
@@ -33,7 +34,7 @@ use crate::{
 pub use console::Console;
 pub use create::{Request, create};
 pub use network::{Attached, NetworkChoice, not_had, policy, unavailable};
-pub use park::{Error as ParkError, Parked, Touched, park, touched};
+pub use park::{Error as ParkError, Parked, Stages, Touched, park, touched};
 pub use timings::monotonic_ns;
 
 use reset::Progress;
@@ -95,6 +96,8 @@ pub struct Fork {
     /// Held during a save: one at a time.
     saving: tokio::sync::Mutex<()>,
     progress: watch::Sender<Progress>,
+    /// From the host into its guest and back, beside its agent.
+    pub ways: Ways,
     /// When its latest activation was asked for; CLOCK_MONOTONIC in nanoseconds.
     received_ns: AtomicU64,
 }
@@ -126,6 +129,7 @@ impl Fork {
             save: Mutex::new(None),
             saving: tokio::sync::Mutex::new(()),
             progress: watch::Sender::default(),
+            ways: Ways::default(),
             received_ns: AtomicU64::new(request.received_ns),
         }
     }
@@ -219,6 +223,29 @@ impl Fork {
         self.handles.lock().expect("no panic under this lock")
     }
 
+    /// Joins `stream` with the guest's vsock `port`; while the fork is reset, it waits.
+    pub async fn connect(
+        &self,
+        port: u32,
+        opening: Opening,
+        stream: BorrowedFd<'_>,
+    ) -> Result<(), control::Error> {
+        let _open = self.ways.gate.read().await;
+        self.send(&ToFork::Connect { port, opening }, &[stream]).await
+    }
+
+    /// Sends it something that it hears only while its guest runs; while the fork is reset, it waits.
+    pub async fn send_running(&self, message: &ToFork, fds: &[BorrowedFd<'_>]) -> Result<(), control::Error> {
+        let _open = self.ways.gate.read().await;
+        self.send(message, fds).await
+    }
+
+    /// Waits until it is dead, or certain to die.
+    pub async fn died(&self) {
+        let mut status = self.status.subscribe();
+        let _ = status.wait_for(|status| matches!(status, Status::Died(_))).await;
+    }
+
     async fn send(&self, message: &ToFork, fds: &[BorrowedFd<'_>]) -> Result<(), control::Error> {
         let socket = self.handles().socket.clone();
         let socket = socket.ok_or(io::Error::from(io::ErrorKind::BrokenPipe))?;
@@ -282,8 +309,7 @@ impl Fork {
         };
         let (ours, theirs) = UnixStream::pair().map_err(|error| unreachable(&error))?;
         let theirs = OwnedFd::from(theirs.into_std().map_err(|error| unreachable(&error))?);
-        let connect = ToFork::Connect { port: rpc::PORT };
-        match self.send(&connect, &[theirs.as_fd()]).await {
+        match self.connect(rpc::PORT, Opening::Plain, theirs.as_fd()).await {
             Ok(()) => Ok(Connection::new(ours)),
             Err(error) => Err(self.explain(unreachable(&error)).await),
         }

@@ -76,12 +76,22 @@ impl Identity {
 
     /// The mailbox, with fresh entropy; the clock is that of the activation.
     pub fn mailbox(&self) -> Result<Vec<u8>, mailbox::Error> {
+        self.encode(random(), false)
+    }
+
+    /// The mailbox that only prepares the guest for its place in the network. It carries nothing secret.
+    pub fn preparation(&self) -> Result<Vec<u8>, mailbox::Error> {
+        self.encode([0; 64], true)
+    }
+
+    fn encode(&self, entropy: [u8; 64], prepare: bool) -> Result<Vec<u8>, mailbox::Error> {
         let header = mailbox::Header {
             generation: self.generation,
             nonce: self.nonce,
             param: self.param,
             wall_clock_ns: 0,
-            entropy: random(),
+            entropy,
+            prepare,
         };
         let identity = mailbox::Identity {
             id: self.id.clone(),

@@ -3,8 +3,8 @@
 //! `forkd` parses no guest bytes but RPC frames and reads no guest memory. Each template has a zygote process, each
 //! fork is a process of its own and a child of this one; the daemon holds their control sockets and pidfds.
 //!
-//! Arrows: `limits`, `names` <- `api::{types, error}` <- {`process`, `control`} <- {`zygote`, `agent`} <- `fork` <-
-//! `template` <- `engine` <- `api` <- `daemon`; `cli` uses `api::types` only.
+//! Arrows: `limits`, `names` <- `api::{types, error}` <- {`process`, `control`} <- {`zygote`, `agent`} <-
+//! {`vsock`, `forward`} <-> `fork` <- `template` <- `engine` <- `api` <- `daemon`; `cli` uses `api::types` only.
 #![forbid(unsafe_code)]
 
 pub mod admission;
@@ -16,6 +16,7 @@ pub mod control;
 pub mod daemon;
 pub mod engine;
 pub mod fork;
+pub mod forward;
 pub mod identity;
 pub mod limits;
 pub mod memory;
@@ -28,4 +29,5 @@ pub mod reactor;
 pub mod registry;
 pub mod spec;
 pub mod template;
+pub mod vsock;
 pub mod zygote;

@@ -83,6 +83,21 @@ pub const LOAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a fork may take to be parked, its rehearsal included; an emulated host is slow.
 pub const PARK_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Most forwarded ports of a fork: each is a listener of the daemon.
+pub const MAX_PORTS: usize = 64;
+
+/// Clients of a fork's vsock socket that may be about to say what they want.
+pub const MAX_GREETINGS: usize = 64;
+
+/// How long they may take to say it.
+pub const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long somebody who listens for a guest may take to be connected to.
+pub const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long a fork's agent may take to connect to a port of its guest; an emulated host is slow.
+pub const TUNNEL_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// Most forks a pool may hold.
 pub const MAX_POOL: u32 = 4096;
 

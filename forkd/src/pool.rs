@@ -59,8 +59,8 @@ impl Pool {
     /// Changes what the pool should hold, and gets it going. The parked forks of other settings are let go.
     pub fn configure(&self, settings: PoolSettings) -> Configured {
         let mut inner = self.lock();
-        let other = (inner.settings.rehearsal, inner.settings.keep_writes)
-            != (settings.rehearsal, settings.keep_writes);
+        let PoolSettings { low, high, .. } = inner.settings;
+        let other = inner.settings != PoolSettings { low, high, ..settings };
         let stale = if other { std::mem::take(&mut inner.parked) } else { VecDeque::new() };
         inner.target = settings.low;
         inner.failures = 0;
@@ -139,12 +139,13 @@ impl Pool {
     /// As the API shows it.
     pub fn info(&self) -> PoolInfo {
         let inner = self.lock();
-        let PoolSettings { low, high, rehearsal, keep_writes } = inner.settings;
+        let PoolSettings { low, high, rehearsal, keep_writes, pre_fault } = inner.settings;
         PoolInfo {
             low,
             high,
             rehearsal,
             keep_writes,
+            pre_fault,
             target: inner.target,
             parked: inner.parked.len() as u32,
             building: inner.building,

@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use forkling_vmm::protocol::{Failure, FailureKind, FromZygote, ToZygote, View, WriteSet};
+use forkling_vmm::protocol::{Failure, FailureKind, FirstPages, FromZygote, ToZygote, View};
 use tokio::{
     sync::{oneshot, watch},
     time::timeout,
@@ -118,12 +118,14 @@ impl Zygote {
         self.nic
     }
 
-    /// Asks for a fork whose control socket is `theirs`, with the wire `frames` if it is to have a NIC.
+    /// Asks for a fork whose control socket is `theirs`, with the wire `frames` if it is to have a NIC. For `pre_fault` see
+    /// [`ToZygote::Spawn`].
     pub async fn spawn(
         &self,
         theirs: OwnedFd,
         frames: Option<OwnedFd>,
         view: View,
+        pre_fault: bool,
     ) -> Result<Spawned, control::Error> {
         let token = self.token.fetch_add(1, Ordering::Relaxed);
         let (sender, spawned) = oneshot::channel();
@@ -132,13 +134,13 @@ impl Zygote {
         }
         let mut fds = vec![theirs.as_fd()];
         fds.extend(frames.as_ref().map(AsFd::as_fd));
-        self.socket.send(&ToZygote::Spawn { token, view }, &fds).await?;
+        self.socket.send(&ToZygote::Spawn { token, view, pre_fault }, &fds).await?;
         Ok(spawned)
     }
 
-    /// Says what its forks write first.
-    pub async fn set_write_set(&self, set: WriteSet) -> Result<(), control::Error> {
-        self.socket.send(&ToZygote::WriteSet(set), &[]).await
+    /// Says what its forks touch first.
+    pub async fn set_first_pages(&self, set: FirstPages) -> Result<(), control::Error> {
+        self.socket.send(&ToZygote::FirstPages(set), &[]).await
     }
 
     /// Process id.

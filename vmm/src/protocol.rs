@@ -22,8 +22,9 @@ pub enum ToZygote {
         /// Whether a root image descriptor follows.
         root: bool,
     },
-    /// What forks write first, so that later ones get copies of it in one go instead of a fault for each page. No answer.
-    WriteSet(WriteSet),
+    /// What forks touch first, so that later ones get copies of it, or have it mapped, in one go instead of by a fault for
+    /// each page. No answer.
+    FirstPages(FirstPages),
     /// Make a fork. Descriptors: the fork's end of its control socket, then, if the template has a NIC, that of its
     /// frame socket, non-blocking. Answered by
     /// [`FromZygote::Spawned`] or [`FromZygote::SpawnFailed`]; later news come on the fork's own socket.
@@ -32,6 +33,8 @@ pub enum ToZygote {
         token: u64,
         /// What it sees of the image.
         view: View,
+        /// Whether the pages that forks read first ([`FirstPages::read`]) are mapped for its guest ahead, where the host can.
+        pre_fault: bool,
     },
 }
 
@@ -43,7 +46,7 @@ pub enum View {
     /// Pages may be missing: the fork registers a userfaultfd for them ([`FromFork::Faults`]).
     Lazy,
     /// All of it is there, and only pages that are really touched enter the fork's page tables, at the price of a fault
-    /// for each: for learning what is touched.
+    /// for each: for learning what is touched. Such a fork tells it ([`FromFork::WorkingSet`]) at its acknowledgement too.
     Exact,
 }
 
@@ -82,20 +85,40 @@ pub enum ToFork {
         /// Whether its NIC, if it has one, is plugged in.
         plugged: bool,
     },
+    /// Let the guest prepare for its activation: it runs with this mailbox ([`forkling_proto::mailbox::Header::prepare`]) to
+    /// its next forkpoint. Sent to a parked fork, once. Answered by [`FromFork::Parked`].
+    Prepare {
+        /// As for [`ToFork::Activate`].
+        mailbox: Vec<u8>,
+    },
     /// Join a host stream (descriptor: a connected stream socket) with the guest's vsock port.
     /// On refusal by the guest the stream is closed.
     Connect {
         /// Guest port.
         port: u32,
+        /// How the stream begins.
+        opening: Opening,
+    },
+    /// From now on, until a rewind, the guest may ask for host ports ([`FromFork::Dial`]). Before, it is refused.
+    OfferPorts,
+    /// Answer to [`FromFork::Dial`]. Descriptor: a connected stream socket; without one the guest is refused.
+    Dialled {
+        /// As in the question. One that nobody waits for any more is no error.
+        token: u64,
+    },
+    /// End all forwarded streams of a group.
+    Cut {
+        /// As in [`Opening::Forwarded`].
+        group: u32,
     },
     /// Go back to the template's forkpoint: every byte of the guest's memory and all its state are the template's again,
     /// connections are closed. Answered by [`FromFork::Parked`], before which nothing else is to be sent.
     Rewind {
         /// Keep the pages the guest wrote as private copies: faster for what runs next, at the price of their memory.
         keep_writes: bool,
-        /// Tell first what the guest touched since the fork was made ([`FromFork::WorkingSet`]).
-        report: bool,
     },
+    /// Tell what the guest has touched since the fork was made, while it goes on. Answered by [`FromFork::WorkingSet`].
+    Report,
     /// Save the machine when the guest reaches its next forkpoint (the caller makes the agent go there).
     /// Descriptor: an empty snapshot directory (writable). Answered by [`FromFork::Saved`]; the guest then goes on
     /// with the mailbox given here.
@@ -117,7 +140,9 @@ pub enum FromFork {
     },
     /// Restored, or rewound, and waiting for [`ToFork::Activate`].
     Parked(Stamps),
-    /// What the guest touched, as far as page tables tell (the kernel maps the neighbours of a page that is read).
+    /// What the guest touched since the fork was made, as far as page tables tell (the kernel maps the neighbours of a page
+    /// that is read). From a fork that sees [`View::Exact`] directly before [`FromFork::Acknowledged`], from any when asked
+    /// ([`ToFork::Report`]).
     WorkingSet {
         /// Pages read and not written: first page of the image and how many.
         read: Vec<PageRun>,
@@ -135,6 +160,20 @@ pub enum FromFork {
     },
     /// The snapshot asked for by [`ToFork::Save`] is on disk.
     Saved,
+    /// The guest wants a connection to a port of the host. Answered by [`ToFork::Dialled`]; the guest waits meanwhile.
+    Dial {
+        /// Never used twice by a fork.
+        token: u64,
+        /// Host port.
+        port: u32,
+    },
+    /// What became of a stream that was forwarded ([`Opening::Forwarded`]).
+    Forwarded {
+        /// As in the opening.
+        group: u32,
+        /// What.
+        passage: Passage,
+    },
     /// Something failed; fatal unless it answers [`ToFork::Save`].
     Failed(Failure),
     /// The guest ended by itself; the process exits next.
@@ -143,14 +182,43 @@ pub enum FromFork {
     Console(Vec<u8>),
 }
 
-/// Pages that the forks of a template write first, each at most [`MAX_PAGE_RUNS`] runs. A hint: pages outside of the
+/// How a host stream into a guest begins.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Opening {
+    /// With its own bytes.
+    Plain,
+    /// The host reads `OK <host port>\n` as soon as the guest has accepted, before any byte of the guest.
+    Announced,
+    /// With a header and the guest's verdict on it.
+    Forwarded {
+        /// Whose it is; repeated in [`FromFork::Forwarded`].
+        group: u32,
+        /// Bytes for the guest ahead of the host's.
+        first: Vec<u8>,
+    },
+}
+
+/// A step in the life of a forwarded stream. Each stream is either refused, or accepted and later ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Passage {
+    /// The guest's first byte was 0; it is not passed on.
+    Accepted,
+    /// The guest's first byte was another, or the stream ended before it.
+    Refused,
+    /// An accepted stream has ended.
+    Ended,
+}
+
+/// Pages that the forks of a template touch first, in lists of at most [`MAX_PAGE_RUNS`] runs. A hint: pages outside of the
 /// image are ignored.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct WriteSet {
-    /// Until the acknowledgement.
+pub struct FirstPages {
+    /// Written until the acknowledgement.
     pub acknowledge: Vec<PageRun>,
-    /// From there to the end of the first command.
+    /// Written from there to the end of the first command.
     pub command: Vec<PageRun>,
+    /// Read until then, and not written.
+    pub read: Vec<PageRun>,
 }
 
 /// Neighbouring pages of 4 KiB of an image: number of the first, and how many.

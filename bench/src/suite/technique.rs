@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     bench::{Bench, Guest, Source},
+    host,
     pool::Pool,
     results::Results,
 };
@@ -37,6 +38,14 @@ pub fn take(bench: &mut Bench, results: &Results, quick: bool) -> anyhow::Result
         let possible = bench.guest == Guest::Debian || rehearsal != "command";
         if possible && results.wants(&[&what]) {
             arm(bench, results, &what, Pool { rehearsal, keep_writes, ..Pool::of(depth) }, rounds)?;
+        }
+    }
+    // Everywhere else all arms are without it.
+    if host::can_pre_fault() {
+        for rehearsal in ["off", "acknowledge"] {
+            let what = format!("technique.{rehearsal}.no_pre_fault");
+            let pool = Pool { rehearsal, pre_fault: false, ..Pool::of(depth) };
+            arm(bench, results, &what, pool, rounds)?;
         }
     }
     bench.drop_pool()

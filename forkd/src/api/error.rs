@@ -112,7 +112,7 @@ catalogue! {
     InvalidAddress = "invalid_address" 400 Request false
         "choose an address in the daemon's --network-range for one fork, or leave it out";
     /// Another fork has the address, or all are taken.
-    AddressInUse = "address_in_use" 409 Request true "choose another address, or end the fork that has it";
+    AddressTaken = "address_taken" 409 Request true "choose another address, or end the fork that has it";
     /// The net process cannot be had.
     NetworkUnavailable = "network_unavailable" 503 Infra true "look at the daemon's log, and try again";
     /// Nothing is served at this path.
@@ -205,6 +205,36 @@ catalogue! {
         "try again; if it stays, kill the fork: its guest is stuck or its agent is gone";
     /// The guest has no agent (null payload).
     NoAgent = "no_agent" 409 Request false "use a template with payload \"linux\"";
+    /// A port number that is none.
+    InvalidPort = "invalid_port" 400 Request false "give a port from 1 to 65535";
+    /// Forwarded ports are for this host only.
+    AddressNotLoopback = "address_not_loopback" 400 Request false
+        "give an address of the loopback, such as 127.0.0.1:0 or [::1]:8080; for others put a proxy of your own in front";
+    /// Somebody listens there.
+    AddressInUse = "address_in_use" 409 Request true
+        "choose another port or name, or port 0 for any that is free; 'GET /v1/forks/{id}/ports' lists the fork's own";
+    /// The kernel does not let the daemon listen there.
+    AddressUnavailable = "address_unavailable" 400 Request false
+        "see the cause; ports below 1024 need privilege, [::1] needs IPv6 on this host";
+    /// The path of a socket would be too long.
+    PathTooLong = "path_too_long" 500 Infra false "start forkd with a shorter --runtime-dir";
+    /// A fork has as many forwarded ports as it may have.
+    TooManyPorts = "too_many_ports" 409 Request true
+        "remove some of the fork's ports (DELETE /v1/forks/{id}/ports/{port})";
+    /// No such forwarded port.
+    PortNotFound = "port_not_found" 404 Request false "list the fork's ports with GET /v1/forks/{id}/ports";
+    /// Nobody listens on the port in the guest.
+    GuestPortClosed = "guest_port_closed" 502 Guest true
+        "start the server in the guest, on 127.0.0.1, ::1 or all addresses, and try again";
+    /// A tunnel was asked for without its headers.
+    UpgradeRequired = "upgrade_required" 426 Request false
+        "send the headers 'Connection: Upgrade' and 'Upgrade: forkling-tunnel', over HTTP/1.1";
+    /// The fork's vsock socket was not asked for.
+    VsockNotOpen = "vsock_not_open" 404 Request false
+        "open it with POST /v1/forks/{id}/vsock ('forkling vsock ID')";
+    /// A socket or its directory could not be made.
+    SocketFailed = "socket_failed" 500 Infra true
+        "see the cause; the daemon must be allowed to write its --runtime-dir";
     /// The fork could not be saved.
     SnapshotFailed = "snapshot_failed" 500 Infra true "see the cause; check the free space of the state directory";
     /// The daemon is ending.

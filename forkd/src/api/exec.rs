@@ -70,7 +70,7 @@ pub async fn exec(
 }
 
 /// A running fork that can run commands.
-fn with_agent(shared: &Shared, id: &str) -> Result<Arc<Fork>, Error> {
+pub fn with_agent(shared: &Shared, id: &str) -> Result<Arc<Fork>, Error> {
     let fork = running(shared, id)?;
     match fork.template.record.spec.payload {
         types::Payload::Linux => Ok(fork),

@@ -10,9 +10,12 @@ mod idempotency;
 mod ndjson;
 mod network;
 mod ping;
+mod ports;
 mod reset;
 mod system;
 mod templates;
+mod tunnel;
+mod vsock;
 
 use std::sync::Arc;
 
@@ -27,6 +30,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use crate::{engine::Engine, limits};
 
 pub use system::Peer;
+pub use tunnel::PROTOCOL as TUNNEL_PROTOCOL;
 
 /// What handlers share.
 #[derive(Clone, Debug)]
@@ -53,6 +57,10 @@ fn routes() -> OpenApiRouter<Shared> {
         .routes(routes!(network::inspect, network::set))
         .routes(routes!(ping::ping))
         .routes(routes!(forks::console))
+        .routes(routes!(ports::open, ports::list))
+        .routes(routes!(ports::close))
+        .routes(routes!(tunnel::tunnel))
+        .routes(routes!(vsock::open, vsock::show))
         .routes(routes!(forks::memory))
         .layer(DefaultBodyLimit::max(limits::MAX_BODY))
         .merge(exec)

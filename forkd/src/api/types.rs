@@ -11,12 +11,14 @@ pub use exec::*;
 pub use fork::*;
 pub use network::*;
 pub use pool::*;
+pub use ports::*;
 pub use residency::*;
 
 mod exec;
 mod fork;
 mod network;
 mod pool;
+mod ports;
 mod residency;
 
 /// A command: a string for `/bin/sh -c`, or program and arguments.

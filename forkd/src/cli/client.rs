@@ -2,11 +2,12 @@
 
 use std::{fmt::Write as _, io, path::PathBuf};
 
-use axum::http::{Method, Request, Response, header};
+use axum::http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, combinators::BoxBody};
 use hyper::{
     body::{Bytes, Incoming},
     client::conn::http1,
+    upgrade::Upgraded,
 };
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
@@ -90,25 +91,53 @@ impl Client {
         body: RequestBody,
         headers: &[(header::HeaderName, &str)],
     ) -> Result<Response<Incoming>, Failure> {
+        let response = self.answer(method, path, body, headers).await?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        Err(refusal(response).await)
+    }
+
+    /// Turns a connection of its own into a raw stream by `GET path`.
+    pub async fn upgrade(&self, path: &str, protocol: &str) -> Result<TokioIo<Upgraded>, Failure> {
+        let headers = [(header::CONNECTION, "Upgrade"), (header::UPGRADE, protocol)];
+        let response = self.answer(Method::GET, path, json_body(None::<&()>), &headers).await?;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return Err(refusal(response).await);
+        }
+        Ok(TokioIo::new(hyper::upgrade::on(response).await.map_err(broken)?))
+    }
+
+    async fn answer(
+        &self,
+        method: Method,
+        path: &str,
+        body: RequestBody,
+        headers: &[(header::HeaderName, &str)],
+    ) -> Result<Response<Incoming>, Failure> {
         let unreachable = |cause| Failure::Unreachable { socket: self.socket.clone(), cause };
         let stream = UnixStream::connect(&self.socket).await.map_err(unreachable)?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-        tokio::spawn(connection);
+        tokio::spawn(connection.with_upgrades());
         let mut request = Request::builder().method(method).uri(path).header(header::HOST, "forkling");
         for (name, value) in headers {
             request = request.header(name, *value);
         }
         let request = request.body(body).map_err(broken)?;
-        let response = sender.send_request(request).await.map_err(broken)?;
-        if response.status().is_success() {
-            return Ok(response);
-        }
-        let status = response.status();
-        let body = response.into_body().collect().await.map_err(broken)?.to_bytes();
-        match serde_json::from_slice::<ErrorAnswer>(&body) {
-            Ok(answer) => Err(Failure::Api(Box::new(answer.error))),
-            Err(_) => Err(Failure::Broken(format!("the daemon answered {status} without a reason"))),
-        }
+        sender.send_request(request).await.map_err(broken)
+    }
+}
+
+/// What an answer that is no success says.
+async fn refusal(response: Response<Incoming>) -> Failure {
+    let status = response.status();
+    let body = match response.into_body().collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(error) => return broken(error),
+    };
+    match serde_json::from_slice::<ErrorAnswer>(&body) {
+        Ok(answer) => Failure::Api(Box::new(answer.error)),
+        Err(_) => Failure::Broken(format!("the daemon answered {status} without a reason")),
     }
 }
 

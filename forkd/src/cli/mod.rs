@@ -7,6 +7,7 @@ mod fork;
 mod network;
 mod output;
 mod pool;
+mod port_forward;
 mod progress;
 mod template;
 
@@ -67,6 +68,12 @@ enum Command {
     Network(network::Network),
     /// Take a running fork back to where its template was frozen, in place
     Reset(fork::Reset),
+    /// Forward ports of this host's loopback to ports of a fork, until interrupted
+    PortForward(port_forward::PortForward),
+    /// Join standard input and output with a port of a fork
+    Tunnel(port_forward::Tunnel),
+    /// Open a fork's vsock as a Unix socket that takes "CONNECT <port>", and print its path
+    Vsock(port_forward::Vsock),
     /// Print the completions of a shell
     Completions {
         /// For which shell
@@ -109,6 +116,9 @@ async fn run(args: Args, output: Output) -> Result<ExitCode, Failure> {
         Command::Network(network) => network.run(&client()?, output).await,
         Command::Reset(reset) => reset.run(&client()?, output).await,
         Command::Snapshot(snapshot) => snapshot.run(&client()?, output).await,
+        Command::PortForward(forward) => forward.run(&client()?, output).await,
+        Command::Tunnel(tunnel) => tunnel.run(&client()?, output).await,
+        Command::Vsock(vsock) => vsock.run(&client()?, output).await,
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Args::command(), "forkling", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)

@@ -48,6 +48,9 @@ pub struct Pool {
     /// Whether the pages written in the rehearsal stay private: faster, for their memory
     #[arg(long, value_name = "BOOL")]
     keep_writes: Option<bool>,
+    /// Whether pages that forks read first are mapped ahead, where the host has KVM_PRE_FAULT_MEMORY
+    #[arg(long, value_name = "BOOL")]
+    pre_fault: Option<bool>,
 }
 
 impl Pool {
@@ -69,7 +72,8 @@ impl Pool {
     /// What is to be set, if anything; what is not given stays. One watermark moves the other where it must.
     fn settings(&self, now: &PoolInfo) -> Option<PoolSettings> {
         let given = self.low.is_some() || self.high.is_some();
-        if !given && self.rehearsal.is_none() && self.keep_writes.is_none() {
+        let techniques = self.rehearsal.is_some() || self.keep_writes.is_some() || self.pre_fault.is_some();
+        if !given && !techniques {
             return None;
         }
         let (low, high) = match (self.low, self.high) {
@@ -85,13 +89,14 @@ impl Pool {
             high,
             rehearsal: self.rehearsal.map_or(kept.rehearsal, Into::into),
             keep_writes: self.keep_writes.unwrap_or(kept.keep_writes),
+            pre_fault: self.pre_fault.unwrap_or(kept.pre_fault),
         })
     }
 }
 
 fn settings_of(info: &PoolInfo) -> PoolSettings {
-    let PoolInfo { low, high, rehearsal, keep_writes, .. } = *info;
-    PoolSettings { low, high, rehearsal, keep_writes }
+    let PoolInfo { low, high, rehearsal, keep_writes, pre_fault, .. } = *info;
+    PoolSettings { low, high, rehearsal, keep_writes, pre_fault }
 }
 
 /// A pool in words, for people.

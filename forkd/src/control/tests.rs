@@ -19,9 +19,11 @@ async fn messages_keep_their_descriptors() {
     let mut file =
         File::from(rustix::fs::memfd_create("control-test", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
     file.write_all(b"payload").unwrap();
-    ours.send(&ToZygote::Spawn { token: 7, view: View::Lazy }, &[file.as_fd()]).await.unwrap();
+    ours.send(&ToZygote::Spawn { token: 7, view: View::Lazy, pre_fault: true }, &[file.as_fd()])
+        .await
+        .unwrap();
     let (message, mut fds) = theirs.receive::<ToZygote>().await.unwrap().unwrap();
-    assert!(matches!(message, ToZygote::Spawn { token: 7, view: View::Lazy }));
+    assert!(matches!(message, ToZygote::Spawn { token: 7, view: View::Lazy, pre_fault: true }));
     let mut received = File::from(fds.pop().unwrap());
     received.rewind().unwrap();
     let mut text = String::new();

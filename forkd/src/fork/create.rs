@@ -101,7 +101,8 @@ type Outcome = tokio::sync::oneshot::Receiver<Result<(), Error>>;
 /// Sends all that the fork needs, in one go, and leaves it to its supervisor.
 async fn begin(engine: &Arc<Engine>, request: &Request) -> Result<(Unclaimed, Outcome), Error> {
     let loaded = request.template.ready(engine).await?;
-    if request.pool == PoolUse::Use {
+    // Parked forks have their addresses already.
+    if request.pool == PoolUse::Use && request.network.ipv4.is_none() {
         while let Some(parked) = request.template.pool().claim() {
             if let Some(begun) = activate(engine, request, parked).await? {
                 return Ok(begun);
@@ -115,31 +116,33 @@ async fn begin(engine: &Arc<Engine>, request: &Request) -> Result<(Unclaimed, Ou
 struct Entered {
     unclaimed: Unclaimed,
     activate: ToFork,
-    address: Option<Address>,
 }
 
 impl Entered {
-    /// Gives its NIC's wire to the fork.
-    fn attach(&mut self, request: &Request, link: Option<Link>) {
-        let attached = link.zip(self.address.take());
-        self.unclaimed
-            .0
-            .attach(attached.map(|(link, address)| Attached::new(link, address, &request.network)));
+    /// Gives its NIC's wire and address to the fork, if it has one.
+    fn attach(&self, request: &Request, network: (Option<Link>, Option<Address>)) {
+        let attached = network.0.zip(network.1);
+        let attached = attached.map(|(link, address)| Attached::new(link, address, &request.network));
+        self.unclaimed.0.attach(attached);
     }
 }
 
 /// A new fork's record, entered, and what activates it.
-fn enter(engine: &Engine, request: &Request, socket: &Arc<Socket>, parked: bool) -> Result<Entered, Error> {
-    let address = address(engine, request)?;
-    let identity =
-        Identity::new(&request.choice, engine.generation()?).on(address.as_ref().map(Address::network));
+fn enter(
+    engine: &Engine,
+    request: &Request,
+    socket: &Arc<Socket>,
+    address: Option<&Address>,
+    parked: bool,
+) -> Result<Entered, Error> {
+    let identity = Identity::new(&request.choice, engine.generation()?).on(address.map(Address::network));
     let mailbox =
         identity.mailbox().map_err(|error| Error::new(Code::EnvironmentTooLarge, error.to_string()))?;
     let fork = Arc::new(Fork::new(identity, socket.clone(), request, parked));
     engine.registry.insert_fork(&fork, engine.max_forks)?;
     // From here on the registry knows it, so every way out goes through the supervisor or kills it.
     let activate = ToFork::Activate { mailbox, advance_monotonic: false, plugged: true };
-    Ok(Entered { unclaimed: Unclaimed(fork), activate, address })
+    Ok(Entered { unclaimed: Unclaimed(fork), activate })
 }
 
 /// An address for a fork with a NIC.
@@ -156,9 +159,15 @@ fn address(engine: &Engine, request: &Request) -> Result<Option<Address>, Error>
 async fn activate(
     engine: &Arc<Engine>,
     request: &Request,
-    parked: Parked,
+    mut parked: Parked,
 ) -> Result<Option<(Unclaimed, Outcome)>, Error> {
-    let mut entered = match enter(engine, request, &parked.socket, true) {
+    let entered = if parked.address().is_some() {
+        enter(engine, request, &parked.socket, parked.address(), true).map(|entered| (entered, None))
+    } else {
+        let given = address(engine, request);
+        given.and_then(|given| Ok((enter(engine, request, &parked.socket, given.as_ref(), true)?, given)))
+    };
+    let (entered, given) = match entered {
         Ok(entered) => entered,
         Err(error) => {
             request.template.pool().give_back(parked);
@@ -172,8 +181,9 @@ async fn activate(
         engine.registry.fork_died(&unclaimed.0);
         return Ok(None);
     }
-    let (socket, process, link) = parked.take();
-    entered.attach(request, link);
+    let (link, prepared) = parked.take_network();
+    entered.attach(request, (link, prepared.or(given)));
+    let (socket, process) = parked.take();
     let Entered { unclaimed, .. } = entered;
     let fork = unclaimed.0.clone();
     let (supervisor, outcome) = Supervisor::new(engine.clone(), fork, socket, None);
@@ -194,21 +204,23 @@ async fn make(
     };
     let (socket, theirs) = control::pair().map_err(|error| failed(&error.into()))?;
     let socket = Arc::new(socket);
-    let mut entered = enter(engine, request, &socket, false)?;
+    let address = address(engine, request)?;
+    let entered = enter(engine, request, &socket, address.as_ref(), false)?;
     let fork = entered.unclaimed.0.clone();
     let (link, frames) = wire(engine, &loaded.zygote).map_err(|error| unavailable(&error))?;
-    entered.attach(request, link);
+    entered.attach(request, (link, address));
     let Entered { unclaimed, activate, .. } = entered;
     let lazy = loaded.is_lazy();
-    let spawned =
-        match loaded.zygote.spawn(theirs, frames, if lazy { View::Lazy } else { View::Complete }).await {
-            Ok(spawned) => spawned,
-            Err(error) => {
-                fork.kill("failed", "the template's zygote is gone");
-                engine.registry.fork_died(&fork);
-                return Err(failed(&error));
-            }
-        };
+    // Whoever waits for it would wait for what is mapped ahead, used or not.
+    let view = if lazy { View::Lazy } else { View::Complete };
+    let spawned = match loaded.zygote.spawn(theirs, frames, view, false).await {
+        Ok(spawned) => spawned,
+        Err(error) => {
+            fork.kill("failed", "the template's zygote is gone");
+            engine.registry.fork_died(&fork);
+            return Err(failed(&error));
+        }
+    };
     // The fork reads it when it is ready; a fork that is never made is reported by the zygote.
     let sent = socket.send(&activate, &[]).await;
     let (supervisor, outcome) = Supervisor::new(engine.clone(), fork, socket, Some(permit));

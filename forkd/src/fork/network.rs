@@ -119,7 +119,7 @@ pub fn wire(engine: &Engine, zygote: &Zygote) -> Result<(Option<Link>, Option<Ow
 pub fn not_had(error: &AddressError) -> Error {
     let code = match error {
         AddressError::Outside { .. } => Code::InvalidAddress,
-        AddressError::InUse(_) | AddressError::Exhausted(_) => Code::AddressInUse,
+        AddressError::InUse(_) | AddressError::Exhausted(_) => Code::AddressTaken,
     };
     Error::new(code, error.to_string())
 }

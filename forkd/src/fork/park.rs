@@ -9,7 +9,7 @@ use forkling_proto::{
     network::{Network, TEMPLATE},
     rpc::{self, Kind},
 };
-use forkling_vmm::protocol::{Failure, FromFork, PageRun, ToFork, View};
+use forkling_vmm::protocol::{Failure, FromFork, Opening, PageRun, ToFork, View};
 use tokio::{net::UnixStream, time::timeout};
 
 use super::network::wire;
@@ -20,7 +20,7 @@ use crate::{
     engine::Engine,
     identity::{Choice, Identity},
     limits::PARK_TIMEOUT,
-    network::{self, Link},
+    network::{self, Address, Link},
     process::{Doomed, Process},
     zygote::Zygote,
 };
@@ -71,6 +71,8 @@ pub struct Parked {
     process: Doomed,
     /// Of its NIC, if it has one.
     link: Option<Link>,
+    /// The address that the NIC has already.
+    address: Option<Address>,
 }
 
 /// Pages that the guest touched in a rehearsal.
@@ -88,46 +90,73 @@ impl Parked {
         self.process.is_alive()
     }
 
-    /// Its socket, its process, whose end is the caller's business from now on, and its NIC's link.
-    pub fn take(self) -> (Arc<Socket>, Process, Option<Link>) {
-        (self.socket, self.process.spare(), self.link)
+    /// The address that its NIC has already.
+    pub fn address(&self) -> Option<&Address> {
+        self.address.as_ref()
     }
+
+    /// Its NIC's wire and address, if it has them.
+    pub fn take_network(&mut self) -> (Option<Link>, Option<Address>) {
+        (self.link.take(), self.address.take())
+    }
+
+    /// Its socket and process, whose end is the caller's business from now on.
+    pub fn take(self) -> (Arc<Socket>, Process) {
+        (self.socket, self.process.spare())
+    }
+}
+
+/// What a fork touches from its forkpoint on, each including what comes before.
+#[derive(Clone, Debug, Default)]
+pub struct Stages {
+    /// Until its acknowledgement.
+    pub acknowledge: Touched,
+    /// Until its agent's first answer; as before if it has no agent.
+    pub answer: Touched,
+    /// Until the end of its first command; as before if it has no agent.
+    pub command: Touched,
 }
 
 /// Makes a parked fork. The template's image is complete. Cancelled, it leaves nothing.
 pub async fn park(engine: &Engine, zygote: &Zygote, settings: &PoolSettings) -> Result<Parked, Error> {
     let work = async {
-        let parked = make(engine, zygote, View::Complete).await?;
+        let mut parked = make(engine, zygote, View::Complete, settings.pre_fault).await?;
         if settings.rehearsal != Rehearsal::Off {
             parked.rehearse(engine, settings.rehearsal).await?;
             parked.rewind(settings.keep_writes).await?;
+            // It writes some pages, which a pool that is to stay small does without.
+            if settings.keep_writes && parked.link.is_some() {
+                parked.prepare(engine).await?;
+            }
         }
         Ok(parked)
     };
     timeout(PARK_TIMEOUT, work).await.map_err(|_| Error::Late)?
 }
 
-/// What a fork touches from its forkpoint to the end of a rehearsal. The fork ends with it.
-pub async fn touched(engine: &Engine, zygote: &Zygote, rehearsal: Rehearsal) -> Result<Touched, Error> {
+/// What a fork touches. `agent` is whether it has one. The fork ends with it.
+pub async fn touched(engine: &Engine, zygote: &Zygote, agent: bool) -> Result<Stages, Error> {
     let work = async {
-        let parked = make(engine, zygote, View::Exact).await?;
-        parked.rehearse(engine, rehearsal).await?;
-        parked.socket.send(&ToFork::Rewind { keep_writes: false, report: true }, &[]).await?;
-        match parked.hear().await? {
-            FromFork::WorkingSet { read, write } => Ok(Touched { read, write }),
-            _ => Err(Error::Protocol),
+        let parked = make(engine, zygote, View::Exact, false).await?;
+        let acknowledge = parked.rehearse(engine, Rehearsal::Acknowledge).await?.ok_or(Error::Protocol)?;
+        if !agent {
+            return Ok(Stages { answer: acknowledge.clone(), command: acknowledge.clone(), acknowledge });
         }
+        parked.connect().await?.round_trip(Kind::Ping).await?;
+        let answer = parked.report().await?;
+        parked.run_command().await?;
+        Ok(Stages { acknowledge, answer, command: parked.report().await? })
     };
     timeout(PARK_TIMEOUT, work).await.map_err(|_| Error::Late)?
 }
 
-async fn make(engine: &Engine, zygote: &Zygote, view: View) -> Result<Parked, Error> {
+async fn make(engine: &Engine, zygote: &Zygote, view: View, pre_fault: bool) -> Result<Parked, Error> {
     let (socket, theirs) = control::pair()?;
     let (link, frames) = wire(engine, zygote)?;
-    let spawned = zygote.spawn(theirs, frames, view).await?;
+    let spawned = zygote.spawn(theirs, frames, view, pre_fault).await?;
     let pid = spawned.await.map_err(|_| Error::NoZygote)?.map_err(Error::Failed)?;
     let process = Doomed::new(Process::adopt(pid)?);
-    let parked = Parked { socket: Arc::new(socket), process, link };
+    let parked = Parked { socket: Arc::new(socket), process, link, address: None };
     parked.until_parked().await?;
     Ok(parked)
 }
@@ -152,8 +181,9 @@ impl Parked {
         }
     }
 
-    /// Runs what a fork runs first, under an identity that nobody keeps.
-    async fn rehearse(&self, engine: &Engine, rehearsal: Rehearsal) -> Result<(), Error> {
+    /// Runs what a fork runs first, under an identity that nobody keeps. Returns what was touched until the acknowledgement,
+    /// if the fork tells.
+    async fn rehearse(&self, engine: &Engine, rehearsal: Rehearsal) -> Result<Option<Touched>, Error> {
         let generation = engine.generation().map_err(|error| Error::Identity(error.to_string()))?;
         // An address changes hands in the guest as in any fork; the NIC is unplugged.
         let network = self.link.as_ref().map(|_| Network { ipv4: TEMPLATE });
@@ -162,22 +192,42 @@ impl Parked {
         self.socket
             .send(&ToFork::Activate { mailbox, advance_monotonic: false, plugged: false }, &[])
             .await?;
-        match self.hear().await? {
+        let (mut touched, mut answer) = (None, self.hear().await?);
+        if let FromFork::WorkingSet { read, write } = answer {
+            touched = Some(Touched { read, write });
+            answer = self.hear().await?;
+        }
+        match answer {
             FromFork::Acknowledged { generation, nonce, .. }
                 if (generation, nonce) == (identity.generation, identity.nonce) => {}
             _ => return Err(Error::Protocol),
         }
-        match rehearsal {
-            Rehearsal::Off | Rehearsal::Acknowledge => Ok(()),
-            Rehearsal::Command => self.run_command().await,
+        if rehearsal == Rehearsal::Command {
+            self.run_command().await?;
+        }
+        Ok(touched)
+    }
+
+    /// A new connection to its agent.
+    async fn connect(&self) -> Result<Arc<Connection>, Error> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let theirs = OwnedFd::from(theirs.into_std()?);
+        self.socket
+            .send(&ToFork::Connect { port: rpc::PORT, opening: Opening::Plain }, &[theirs.as_fd()])
+            .await?;
+        Ok(Connection::new(ours))
+    }
+
+    /// What it has touched until now.
+    async fn report(&self) -> Result<Touched, Error> {
+        self.socket.send(&ToFork::Report, &[]).await?;
+        match self.hear().await? {
+            FromFork::WorkingSet { read, write } => Ok(Touched { read, write }),
+            _ => Err(Error::Protocol),
         }
     }
 
     async fn run_command(&self) -> Result<(), Error> {
-        let (ours, theirs) = UnixStream::pair()?;
-        let theirs = OwnedFd::from(theirs.into_std()?);
-        self.socket.send(&ToFork::Connect { port: rpc::PORT }, &[theirs.as_fd()]).await?;
-        drop(theirs);
         let exec = rpc::Exec {
             argv: vec![REHEARSED.to_owned()],
             env: Vec::new(),
@@ -186,7 +236,7 @@ impl Parked {
             timeout_ms: 0,
         };
         let payload = postcard::to_allocvec(&exec).expect("plain data is encoded");
-        let connection = Connection::new(ours);
+        let connection = self.connect().await?;
         let mut call = connection.call(Kind::Exec, &payload)?;
         call.input().close()?;
         loop {
@@ -200,8 +250,19 @@ impl Parked {
         }
     }
 
+    /// Gives the NIC its address, which takes longer than all the rest of an activation.
+    async fn prepare(&mut self, engine: &Engine) -> Result<(), Error> {
+        let failed = |error: &dyn std::fmt::Display| Error::Identity(error.to_string());
+        let address = engine.network.addresses().any().map_err(|error| failed(&error))?;
+        let identity = Identity::new(&Choice::default(), 0).on(Some(address.network()));
+        let mailbox = identity.preparation().map_err(|error| failed(&error))?;
+        self.socket.send(&ToFork::Prepare { mailbox }, &[]).await?;
+        self.address = Some(address);
+        self.until_parked().await
+    }
+
     async fn rewind(&self, keep_writes: bool) -> Result<(), Error> {
-        self.socket.send(&ToFork::Rewind { keep_writes, report: false }, &[]).await?;
+        self.socket.send(&ToFork::Rewind { keep_writes }, &[]).await?;
         self.until_parked().await
     }
 }

@@ -38,6 +38,8 @@ impl Fork {
         let _no_save = self.saving.lock().await;
         let mut agent = self.agent.lock().await;
         agent.take();
+        // A fork that is rewound hears nothing but its activation.
+        let _closed = self.ways.gate.write().await;
         let received = monotonic_ns();
         match timeout(within, self.go_back(engine, request, received)).await {
             Ok(Ok(())) => Ok(()),
@@ -57,11 +59,12 @@ impl Fork {
 
     async fn go_back(&self, engine: &Engine, request: &ResetFork, received: u64) -> Result<(), Error> {
         let before = self.progress.borrow().parked;
-        self.tell(&ToFork::Rewind { keep_writes: request.keep_writes, report: false }).await?;
+        self.tell(&ToFork::Rewind { keep_writes: request.keep_writes }).await?;
         self.until(|progress| progress.parked > before).await?;
         if let Some(attached) = self.attached() {
             attached.reset();
         }
+        self.ways.rewound();
         let generation = engine.generation()?;
         let mailbox = {
             let mut identity = self.identity.lock().expect("no panic under this lock");
@@ -74,6 +77,9 @@ impl Fork {
         let mailbox = mailbox.map_err(|error| Error::new(Code::EnvironmentTooLarge, error.to_string()))?;
         self.received_ns.store(received, Ordering::Relaxed);
         self.tell(&ToFork::Activate { mailbox, advance_monotonic: false, plugged: true }).await?;
+        if self.ways.offers_ports() {
+            self.tell(&ToFork::OfferPorts).await?;
+        }
         self.until(|progress| progress.acknowledged == generation).await
     }
 

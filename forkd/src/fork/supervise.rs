@@ -18,6 +18,7 @@ use crate::{
     engine::Engine,
     limits::EXIT_GRACE,
     process::{Exit, Process},
+    vsock,
     zygote::Spawned,
 };
 
@@ -130,6 +131,8 @@ impl Supervisor {
             }
             // Nobody asked for one.
             FromFork::WorkingSet { .. } => {}
+            FromFork::Dial { token, port } => vsock::answer(self.fork.clone(), token, port),
+            FromFork::Forwarded { group, passage } => self.fork.ways.passed(group, passage),
             FromFork::Saved => drop(self.saved(Ok(()))),
             FromFork::Failed(failure) => {
                 if !self.saved(Err(failure.clone())) {

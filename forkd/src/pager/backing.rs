@@ -1,6 +1,5 @@
 //! An image and the snapshot it is filled from.
 
-use std::collections::HashMap;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -25,8 +24,8 @@ pub(super) enum Piece {
 /// The pages of the working set that can be read by themselves.
 struct Packed {
     pages: PackedPages,
-    /// Segment of each page.
-    segments: HashMap<u32, u32>,
+    /// Each page with its segment, by page.
+    segments: Vec<(u32, u32)>,
     /// One could not be read: all is left to the chunks.
     spoilt: AtomicBool,
 }
@@ -166,10 +165,10 @@ impl Backing {
         if self.snapshot.index().get(chunk).is_none() {
             return Place::Zero;
         }
-        let segment = self.usable_pages().and_then(|packed| packed.segments.get(&(page as u32)));
+        let segment = self.usable_pages().and_then(|packed| packed.segment_of(page as u32));
         // A chunk that is on its way brings all of its pages.
         match segment {
-            Some(&segment) if !self.is_loading(chunk) => Place::Disk(Piece::Segment(segment)),
+            Some(segment) if !self.is_loading(chunk) => Place::Disk(Piece::Segment(segment)),
             _ => Place::Disk(Piece::Chunk(chunk)),
         }
     }
@@ -291,8 +290,14 @@ impl Packed {
         })?;
         let numbers =
             |segment: usize| pages.pages_of(segment).iter().map(move |&page| (page, segment as u32));
-        let segments = (0..pages.segments()).flat_map(numbers).collect();
+        let mut segments: Vec<(u32, u32)> = (0..pages.segments()).flat_map(numbers).collect();
+        segments.sort_unstable();
         Some(Self { pages, segments, spoilt: AtomicBool::new(false) })
+    }
+
+    fn segment_of(&self, page: u32) -> Option<u32> {
+        let at = self.segments.binary_search_by_key(&page, |&(page, _)| page).ok()?;
+        Some(self.segments[at].1)
     }
 }
 

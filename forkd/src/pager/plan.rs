@@ -27,12 +27,11 @@ const MOST_PATIENT: Duration = Duration::from_secs(1);
 struct Batch {
     backing: Arc<Backing>,
     pieces: VecDeque<Piece>,
-    begun: Instant,
 }
 
 impl Batch {
     fn new(backing: Arc<Backing>, pieces: Vec<Piece>) -> Self {
-        Self { backing, pieces: pieces.into(), begun: Instant::now() }
+        Self { backing, pieces: pieces.into() }
     }
 
     /// The next piece that is not there and not on its way.
@@ -40,7 +39,7 @@ impl Batch {
         &mut self,
         is_under_way: &impl Fn(&Arc<Backing>, Piece) -> bool,
     ) -> Option<(Arc<Backing>, Piece)> {
-        let Self { backing, pieces, .. } = self;
+        let Self { backing, pieces } = self;
         let is_wanted = |piece: &Piece| match *piece {
             Piece::Chunk(chunk) => backing.is_on_disk(chunk),
             Piece::Segment(_) => backing.has_gaps(*piece) && !is_under_way(backing, *piece),
@@ -76,7 +75,7 @@ impl Plan {
         self.batches.push_back(Batch::new(backing, pieces));
     }
 
-    /// As [`Plan::add_batch`], at the lowest priority and when no fork waits: ahead of the rest of images.
+    /// As [`Plan::add_batch`], at the lowest priority: after all batches, ahead of the rest of images.
     pub fn add_later(&mut self, backing: Arc<Backing>, pieces: Vec<Piece>) {
         if !pieces.is_empty() {
             self.later.push_back(Batch::new(backing, pieces));
@@ -125,9 +124,13 @@ impl Plan {
             return Some((backing, piece, Lane::Batch));
         }
         if self.rest_jobs < REST_DEPTH && self.rest_begins_in() == Some(Duration::ZERO) {
-            let later = next_of(&mut self.later, &is_under_way);
-            let chunk = || self.next_of_loads().map(|(backing, chunk)| (backing, Piece::Chunk(chunk)));
-            let (backing, piece) = later.or_else(chunk)?;
+            let next = match next_of(&mut self.later, &is_under_way) {
+                // There may have been nothing left to do in them.
+                None if self.rest_begins_in() != Some(Duration::ZERO) => None,
+                None => self.next_of_loads().map(|(backing, chunk)| (backing, Piece::Chunk(chunk))),
+                later => later,
+            };
+            let (backing, piece) = next?;
             self.rest_jobs += 1;
             return Some((backing, piece, Lane::Rest));
         }
@@ -147,9 +150,13 @@ impl Plan {
         if self.rest_jobs >= REST_DEPTH || !self.batches.is_empty() {
             return None;
         }
-        let load = self.loads.iter().find(|load| load.next < load.backing.chunks()).map(|load| load.begun);
-        let begun = self.later.front().map(|batch| batch.begun).or(load)?;
-        // Both begin with a fork, which is about to have its first faults.
+        // Little, and soon wanted.
+        if !self.later.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        let begun =
+            self.loads.iter().find(|load| load.next < load.backing.chunks()).map(|load| load.begun)?;
+        // It begins with a fork, which is about to have its first faults.
         let quiet = self.last_fault.map_or(begun, |fault| fault.max(begun)) + QUIET;
         let from = quiet.min(begun + MOST_PATIENT);
         Some(from.saturating_duration_since(Instant::now()))

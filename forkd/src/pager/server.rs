@@ -242,6 +242,7 @@ impl Server {
                 fork.wake(&[(page, 1)])
             }
             Place::Disk(piece) => {
+                tracing::trace!(page, ?piece, "a fork waits for memory");
                 self.plan.note_fault();
                 self.want(&backing, piece, Lane::Fault)?;
                 let pending = self.pending.get_mut(&key(&backing, piece)).expect("it is on its way");

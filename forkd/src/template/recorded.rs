@@ -1,35 +1,73 @@
-//! The working set on disk, once it is known: the next load of the template reads it ahead.
+//! The working set on disk, once it is known: the next load of the template reads it ahead, and need not learn it.
 
 use forkling_vmm::{
     memory::layout::PAGE,
-    snapshot::{self, Snapshot, WorkingSet},
+    protocol::{FirstPages, MAX_PAGE_RUNS, PageRun},
+    snapshot::{self, PageRange, Snapshot, WorkingSet},
 };
 
-use super::{Template, working_set::pages};
-use crate::{api::error::chain, fork::Touched};
+use super::Template;
+use crate::{
+    api::error::chain,
+    fork::{Stages, Touched},
+};
 
-/// Keeps what forks touch until their acknowledgement, and until the end of a command, unless something is kept already.
-pub(super) async fn keep(template: &Template, first: Touched, all: Touched) {
-    let (name, directory) = (template.name().to_owned(), template.snapshot_dir());
-    let write = move || -> Result<(), snapshot::Error> {
-        let snapshot = Snapshot::open(&directory)?;
-        if matches!(snapshot.working_set(), Ok(Some(_))) {
-            return Ok(());
+/// What the forks of a template touch first, as an earlier load of it has kept it. `None` if it is not kept, or is of no use.
+pub(super) async fn kept(template: &Template) -> Option<FirstPages> {
+    let directory = template.snapshot_dir();
+    let read = move || Snapshot::open(&directory)?.working_set();
+    match tokio::task::spawn_blocking(read).await {
+        // Without its beginning it was kept by an older build.
+        Ok(Ok(Some(set))) if !set.acknowledge.is_empty() => Some(first_pages(&set)),
+        Ok(Err(error)) => {
+            tracing::warn!(template = template.name(), error = chain(&error), "working set learnt anew");
+            None
         }
-        let image = snapshot.manifest().memory_bytes / PAGE;
-        let (first, all) = (set(&first, image), set(&all, image));
-        tracing::debug!(template = name, %first, %all, "working set recorded");
-        all.write_after(&first, &directory)
-    };
-    if let Ok(Err(error)) = tokio::task::spawn_blocking(write).await {
-        tracing::warn!(template = template.name(), error = chain(&error), "the working set is not kept");
+        _ => None,
     }
 }
 
-/// Of an image of so many pages.
+/// Keeps what forks touch on their way.
+pub(super) async fn keep(template: &Template, stages: Stages) -> Option<FirstPages> {
+    let (name, directory) = (template.name().to_owned(), template.snapshot_dir());
+    let write = move || -> Result<FirstPages, snapshot::Error> {
+        let image = Snapshot::open(&directory)?.manifest().memory_bytes / PAGE;
+        let of = |touched: &Touched| set(touched, image);
+        let (first, answer, all) = (of(&stages.acknowledge), of(&stages.answer), of(&stages.command));
+        tracing::debug!(template = name, %first, %answer, %all, "working set recorded");
+        let all = all.beginning_with(&first);
+        let known = first_pages(&all);
+        if let Err(error) = all.write_by_stages(&[first, answer], &directory) {
+            tracing::warn!(template = name, error = chain(&error), "the working set is not kept");
+        }
+        Ok(known)
+    };
+    match tokio::task::spawn_blocking(write).await {
+        Ok(Ok(known)) => Some(known),
+        Ok(Err(error)) => {
+            tracing::warn!(template = template.name(), error = chain(&error), "the working set is not known");
+            None
+        }
+        Err(_) => None,
+    }
+}
+
+/// Of an image of so many pages. A fork may say what it likes: of a list with more pages than that the rest is dropped.
 fn set(touched: &Touched, image: u64) -> WorkingSet {
-    let numbers = |runs| -> Vec<u64> { pages(runs, image).collect() };
+    let numbers = |runs: &[PageRun]| -> Vec<u64> {
+        let inside = |&(first, pages): &PageRun| first.min(image)..first.saturating_add(pages).min(image);
+        runs.iter().flat_map(inside).take(image as usize).collect()
+    };
     WorkingSet::new(numbers(&touched.read), numbers(&touched.write))
+}
+
+fn first_pages(set: &WorkingSet) -> FirstPages {
+    let runs = |ranges: &[PageRange]| ranges.iter().copied().map(PageRun::from).take(MAX_PAGE_RUNS).collect();
+    FirstPages {
+        acknowledge: runs(&set.acknowledge),
+        command: runs(&set.written_later()),
+        read: runs(&set.read),
+    }
 }
 
 #[cfg(test)]

@@ -96,6 +96,9 @@ impl Forkpoint {
         let Prepared { mut applier, port, quiet } = prepared;
         self.mailbox.clear();
         port.forkpoint(&mut self.mailbox);
+        while self.prepares(&mut applier).unwrap_or_else(|error| give_up(&chain(&error))) {
+            port.forkpoint(&mut self.mailbox);
+        }
         let resumed = Instant::now();
         let header =
             self.adopt(&mut applier, resumed, environment).unwrap_or_else(|error| give_up(&chain(&error)));
@@ -111,6 +114,17 @@ impl Forkpoint {
         port.acknowledge(header.generation, header.nonce);
         // Before `quiet` ends, so that no program starts another one while the port is held.
         drop(port);
+    }
+
+    /// Whether the mailbox asks for no more than to prepare for the identity that follows, which is then done.
+    fn prepares(&mut self, applier: &mut Applier) -> Result<bool, Error> {
+        let (header, identity) = mailbox::decode(self.mailbox.bytes())?;
+        if header.prepare {
+            self.mailbox.clear_filled();
+            applier.prepare(&identity)?;
+            self.network = identity.network;
+        }
+        Ok(header.prepare)
     }
 
     /// Takes on the identity in the mailbox.

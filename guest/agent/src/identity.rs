@@ -93,6 +93,14 @@ impl Applier {
         })
     }
 
+    /// Applies what an identity says of the network, unless that was done before.
+    pub fn prepare(&mut self, identity: &Identity) -> Result<(), Error> {
+        match (&mut self.interface, identity.network) {
+            (Some(interface), Some(network)) => interface.apply(network).map_err(Error::Network),
+            _ => Ok(()),
+        }
+    }
+
     /// Applies an identity; random numbers come first, as every later step might draw some.
     ///
     /// The wall clock of `header` is that of `resumed`: every page touched since may have cost a fault, or a disk read.
@@ -110,9 +118,7 @@ impl Applier {
         if let Some(slot) = &mut self.dbus_machine_id {
             slot.write(format_args!("{}\n", identity.machine_id))?;
         }
-        if let (Some(interface), Some(network)) = (&mut self.interface, identity.network) {
-            interface.apply(network).map_err(Error::Network)?;
-        }
+        self.prepare(identity)?;
         self.generation.write(format_args!("{:<GENERATION_WIDTH$}\n", header.generation))
     }
 }

@@ -27,12 +27,12 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 
 use anyhow::{Context, bail};
-use forkling_proto::rpc;
+use forkling_proto::{forward, rpc};
 
 use crate::failure::give_up;
 use crate::forkpoint::Forkpoint;
 use crate::reap::Reaper;
-use crate::serve::Server;
+use crate::serve::{Listeners, Server};
 use crate::waiters::Waiters;
 
 fn main() -> anyhow::Result<()> {
@@ -52,30 +52,39 @@ fn be_init() -> anyhow::Result<Infallible> {
     let config = boot::run()?;
     let template = command::base_environment(&config.env);
     let mut reaper = Reaper::new().context("cannot watch for processes that end")?;
-    let listener = sys::socket::listen_vsock(rpc::PORT)
-        .context("cannot listen on vsock; does the VMM offer virtio-vsock, and is its module loaded?")?;
+    let listen = |port| {
+        sys::socket::listen_vsock(port)
+            .context("cannot listen on vsock; does the VMM offer virtio-vsock, and is its module loaded?")
+    };
+    let listeners = Listeners { rpc: listen(rpc::PORT)?, forward: listen(forward::PORT)? };
     let mut waiters = Waiters::listen().context("cannot listen on the forkpoint socket")?;
     ready::Workload { config: &config, environment: &template, reaper: &mut reaper, waiters: &mut waiters }
         .bring_up()?;
     let forkpoint =
         Forkpoint::new(waiters, config.on_fork, template.clone()).context("cannot allocate the mailbox")?;
-    let mut server = Server::new(listener, reaper, template, Some(forkpoint))?;
+    let mut server = Server::new(listeners, reaper, template, Some(forkpoint))?;
     console::say("ready to be forked");
     server.pass_forkpoint()?;
     Ok(server.run()?)
 }
 
-/// Serves RPC on a Unix socket as an ordinary process, without forkpoints: for tests and for development on a host.
+/// Serves RPC on one Unix socket, and streams to ports on another, as an ordinary process, without forkpoints: for tests
+/// and for development on a host.
 fn serve_unix(arguments: &[String]) -> anyhow::Result<Infallible> {
-    let [option, path] = arguments else { bail!("usage: forkling-agent --serve-unix PATH (or as PID 1)") };
+    let usage = "usage: forkling-agent --serve-unix PATH FORWARD_PATH (or as PID 1)";
+    let [option, path, forward] = arguments else { bail!(usage) };
     if option != "--serve-unix" {
-        bail!("unknown option {option}; usage: forkling-agent --serve-unix PATH (or as PID 1)");
+        bail!("unknown option {option}; {usage}");
     }
     // Orphans come to PID 1 in a guest; here to this process.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).context("cannot adopt orphans")?;
-    let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on {path}"))?;
-    listener.set_nonblocking(true)?;
+    let listen = |path: &str| -> anyhow::Result<OwnedFd> {
+        let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on {path}"))?;
+        listener.set_nonblocking(true)?;
+        Ok(OwnedFd::from(listener))
+    };
+    let listeners = Listeners { forward: listen(forward)?, rpc: listen(path)? };
     let reaper = Reaper::new().context("cannot watch for processes that end")?;
-    let mut server = Server::new(OwnedFd::from(listener), reaper, command::base_environment(&[]), None)?;
+    let mut server = Server::new(listeners, reaper, command::base_environment(&[]), None)?;
     Ok(server.run()?)
 }

@@ -1,10 +1,11 @@
 //! Wire formats shared by the host (`forkd`, `vmm`) and the guest (`agent`).
 //!
-//! Three of them, each pinned by tests because a snapshot taken by one build is forked by the next:
+//! Four of them, each pinned by tests because a snapshot taken by one build is forked by the next:
 //!
 //! 1. [`hypercall`]: what the agent says with an `out` instruction (forkpoint, acknowledgement, failure);
 //! 2. [`mailbox`]: what the host writes into the fork's private memory before its first instruction;
-//! 3. [`rpc`]: frames on a vsock stream once the fork runs.
+//! 3. [`rpc`]: frames on a vsock stream once the fork runs;
+//! 4. [`forward`]: the beginning of a vsock stream to a port of the guest.
 //!
 //! `no_std`: the crate allocates only where a message owns strings.
 #![no_std]
@@ -13,6 +14,7 @@
 extern crate alloc;
 
 pub mod config;
+pub mod forward;
 pub mod hypercall;
 pub mod mailbox;
 pub mod network;

@@ -32,7 +32,7 @@ pub mod offset {
     pub const WALL_CLOCK: usize = 32;
     /// `u32`, length of the encoded identity.
     pub const PAYLOAD_LEN: usize = 40;
-    /// `u32`, flags, none defined: zero.
+    /// `u32`, flags: bit 0 is [`super::Header::prepare`], all others are zero.
     pub const FLAGS: usize = 44;
     /// 64 bytes, see [`super::Header::entropy`].
     pub const ENTROPY: usize = 48;
@@ -54,6 +54,9 @@ pub struct Header {
     pub wall_clock_ns: u64,
     /// Fresh random bytes; the agent reseeds the kernel from them.
     pub entropy: [u8; 64],
+    /// Not yet an activation: the agent only gives the NIC its place in the network, which takes long, and returns to the
+    /// forkpoint. The activation follows there.
+    pub prepare: bool,
 }
 
 /// What makes one fork different from its siblings, beyond the header.
@@ -107,6 +110,7 @@ pub fn encode(header: &Header, identity: &Identity) -> Result<Vec<u8>, Error> {
     put(offset::NONCE, &header.nonce.to_le_bytes());
     put(offset::PARAM, &header.param.to_le_bytes());
     put(offset::WALL_CLOCK, &header.wall_clock_ns.to_le_bytes());
+    put(offset::FLAGS, &u32::from(header.prepare).to_le_bytes());
     put(offset::PAYLOAD_LEN, &(payload.len() as u32).to_le_bytes());
     put(offset::ENTROPY, &header.entropy);
     out.extend_from_slice(&payload);
@@ -138,6 +142,7 @@ pub fn decode(bytes: &[u8]) -> Result<(Header, Identity), Error> {
         param: u64_at(offset::PARAM)?,
         wall_clock_ns: u64_at(offset::WALL_CLOCK)?,
         entropy: entropy.try_into().expect("sixty-four bytes"),
+        prepare: bytes.get(offset::FLAGS).is_some_and(|flags| flags & 1 == 1),
     };
     Ok((header, postcard::from_bytes(payload).map_err(|_| Error::Malformed)?))
 }

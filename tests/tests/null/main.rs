@@ -12,6 +12,7 @@ mod limits;
 mod memory;
 mod pager;
 mod pool;
+mod ports;
 mod residency;
 mod slow_disk;
 mod streamed;

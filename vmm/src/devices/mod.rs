@@ -28,6 +28,7 @@ use self::virtio::vsock::connection::Readiness;
 use self::virtio::{MmioTransport, VirtioDevice, net::Net, pmem::Pmem, rng::Rng, vsock, vsock::Vsock};
 use crate::memory::GuestRam;
 use crate::memory::layout::{SERIAL_GSI, Slot};
+use crate::protocol::Opening;
 
 pub mod bus;
 pub mod cmos;
@@ -75,8 +76,6 @@ pub struct Backends {
     pub pmem: Option<virtio::pmem::Backend>,
     /// Where the NIC's frames go, exactly if the configuration or state has one.
     pub net: Option<virtio::net::Backend>,
-    /// Host ports the guest may connect to; without, it is refused.
-    pub ports: Option<Box<dyn vsock::HostPorts>>,
 }
 
 /// All devices of one guest.
@@ -163,7 +162,7 @@ fn wanted(given: bool) -> &'static str {
 impl Devices {
     /// Devices after power-on. Errors: the host's limits; a root image that cannot be.
     pub fn new(config: &DeviceConfig, backends: Backends, ram: GuestRam) -> Result<Self, Error> {
-        let Backends { registry, console, pmem, net, ports } = backends;
+        let Backends { registry, console, pmem, net } = backends;
         let pmem = match (config.pmem, pmem) {
             (false, None) => None,
             (true, Some(backend)) => Some(MmioTransport::new(Slot::Pmem, Pmem::new(backend)?, ram.clone())?),
@@ -174,7 +173,7 @@ impl Devices {
             (true, Some(backend)) => Some(MmioTransport::new(Slot::Net, Net::new(backend), ram.clone())?),
             (_, given) => return Err(Error::Wire { given: given.is_some() }),
         };
-        let vsock = Vsock::new(vsock_backend(registry, ports));
+        let vsock = Vsock::new(vsock_backend(registry));
         let vsock = MmioTransport::new(Slot::Vsock, vsock, ram.clone())?;
         let rng = MmioTransport::new(Slot::Rng, Rng, ram)?;
         Self::assemble(Serial::new(console)?, Cmos::default(), vsock, pmem, rng, net)
@@ -183,7 +182,7 @@ impl Devices {
     /// Continues from saved states. [`Self::kick`] is to be called next, when the interrupts are connected.
     /// Errors: a state that cannot be, or not with these backends; the host's limits.
     pub fn restore(states: &DeviceStates, backends: Backends, ram: GuestRam) -> Result<Self, Error> {
-        let Backends { registry, console, pmem: root, net: wire, ports } = backends;
+        let Backends { registry, console, pmem: root, net: wire } = backends;
         let DeviceStates { serial, cmos, vsock, pmem, rng, net } = states;
         let pmem = match (pmem, root) {
             (None, None) => None,
@@ -201,7 +200,7 @@ impl Devices {
             }
             (_, given) => return Err(Error::Wire { given: given.is_some() }),
         };
-        let device = Vsock::restore(&vsock.device, vsock_backend(registry, ports))?;
+        let device = Vsock::restore(&vsock.device, vsock_backend(registry))?;
         let vsock = MmioTransport::restore(Slot::Vsock, vsock, device, ram.clone())?;
         let rng = MmioTransport::restore(Slot::Rng, rng, Rng::restore(&rng.device), ram)?;
         let serial = Serial::restore(serial, console)?;
@@ -336,13 +335,42 @@ impl Devices {
         true
     }
 
+    /// Whether the guest is owed an interrupt that can wait a moment; then [`Self::settle`] is to be called.
+    pub fn owes_interrupt(&self) -> bool {
+        self.vsock.owes_interrupt()
+    }
+
+    /// Interrupts the guest where it is owed that.
+    pub fn settle(&self) {
+        self.vsock.settle();
+    }
+
     /// Joins `stream`, a connected stream socket, with the guest's vsock `port`. If the guest refuses, the stream is
     /// closed; so it is on an error. Called by the event loop's thread.
-    pub fn connect(&self, port: u32, stream: OwnedFd) -> Result<(), vsock::ConnectError> {
-        let connected = self.vsock.run(|vsock, queues| vsock.connect(queues, port, stream));
+    pub fn connect(&self, port: u32, stream: OwnedFd, opening: Opening) -> Result<(), vsock::ConnectError> {
+        let connected = self.vsock.run(|vsock, queues| vsock.connect(queues, port, stream, opening));
         let slot = connected.ok_or(vsock::ConnectError::NotReady)??;
         // After the guest was interrupted, so that it works while epoll is told.
         self.vsock.with_device(|vsock| vsock.watch(slot))
+    }
+
+    /// The guest's vsock device, for what concerns its host side alone.
+    pub fn with_vsock<T>(&self, work: impl FnOnce(&mut Vsock) -> T) -> T {
+        self.vsock.with_device(work)
+    }
+
+    /// Answers the guest's question for a host port; see [`Vsock::dialled`]. Called by the event loop's thread.
+    pub fn dialled(&self, token: u64, stream: Option<OwnedFd>) {
+        let slot = self.vsock.run(|vsock, queues| vsock.dialled(queues, token, stream)).flatten();
+        if let Some(slot) = slot {
+            // A stream that cannot be watched is aborted there, which is all there is to say of it.
+            let _ = self.vsock.with_device(|vsock| vsock.watch(slot));
+        }
+    }
+
+    /// Ends forwarded streams; see [`Vsock::cut`]. Called by the event loop's thread.
+    pub fn cut(&self, group: u32) {
+        let _ = self.vsock.run(|vsock, queues| vsock.cut(queues, group));
     }
 
     /// Console output from byte number `from` on, at most `max` bytes: their numbers and themselves. The end of the
@@ -367,8 +395,8 @@ fn kick_of<D: VirtioDevice>(device: &MmioTransport<D>) -> Kick<'_> {
     Kick { slot: device.slot(), gpa: device.notify_address(), fd: device.notify() }
 }
 
-fn vsock_backend(registry: Registry, ports: Option<Box<dyn vsock::HostPorts>>) -> vsock::Backend {
-    vsock::Backend { registry, first_token: FIRST_STREAM_TOKEN, ports }
+fn vsock_backend(registry: Registry) -> vsock::Backend {
+    vsock::Backend { registry, first_token: FIRST_STREAM_TOKEN }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -13,7 +13,6 @@ use vm_memory::{Bytes, GuestAddress};
 use super::virtio::mmio::registers::{
     ACKNOWLEDGE, DRIVER, DRIVER_OK, EVENT_IDX, FEATURES_OK, QUEUE_NOTIFY, QUEUE_READY, STATUS, VERSION_1,
 };
-use super::virtio::vsock::HostPorts;
 use super::virtio::{net, pmem};
 use super::{Backends, DeviceConfig, DeviceStates, Devices, Error, serial};
 use crate::memory::GuestRam;
@@ -57,19 +56,14 @@ pub fn backends(poll: &Poll) -> Backends {
         console: serial::Backend::default(),
         pmem: Some(pmem::Backend { size: PMEM_ALIGN }),
         net: Some(wire().0),
-        ports: None,
     }
 }
 
 impl Host {
     pub fn new() -> Self {
-        Self::with_ports(None)
-    }
-
-    pub fn with_ports(ports: Option<Box<dyn HostPorts>>) -> Self {
         let (poll, ram) = (Poll::new().unwrap(), ram());
         let (net, wire) = wire();
-        let backends = Backends { ports, net: Some(net), ..backends(&poll) };
+        let backends = Backends { net: Some(net), ..backends(&poll) };
         let config = DeviceConfig { pmem: true, net: true };
         let devices = Devices::new(&config, backends, ram.clone()).unwrap();
         Self { poll, ram, devices, wire }

@@ -197,6 +197,7 @@ fn a_fork_of_a_guest_at_rest_gets_no_interrupt() {
     }
     let _ = host.devices.pio_write(SERIAL_PORT + 1, &[0]);
     host.pump();
+    host.devices.settle();
     let fork = host.fork(&host.devices.save()).unwrap();
     fork.devices.interrupts().for_each(|(_, line)| drop(line.read()));
     fork.devices.kick();

@@ -10,6 +10,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
+    time::{Duration, Instant},
 };
 
 use mio::{Events, Interest, Poll, Registry, Token, Waker, unix::SourceFd};
@@ -26,6 +27,9 @@ const WAKER: Token = Token(0);
 const SOURCE: Token = Token(1);
 
 const _: () = assert!(devices::TOKENS.start > 1);
+
+/// How long an interrupt that the guest needs only to use its buffers again is put off.
+const MOMENT: Duration = Duration::from_millis(1);
 
 /// Another descriptor the loop serves, besides the devices'.
 pub trait Source: Send {
@@ -58,14 +62,13 @@ impl EventLoopSeed {
             console: serial::Backend { waker: Some(self.waker.clone()) },
             pmem: root.map(|size| pmem::Backend { size }),
             net: frames.map(|frames| net::Backend { frames }),
-            ports: None,
         })
     }
 
     /// The loop that serves `devices`, and `source` from [`RunningLoop::watch_source`] on.
     pub fn serve(self, devices: Arc<Devices>, source: Box<dyn Source>) -> EventLoop {
         let Self { poll, waker } = self;
-        EventLoop { poll, waker, devices, source }
+        EventLoop { poll, waker, devices, source, owing: None }
     }
 }
 
@@ -75,6 +78,8 @@ pub struct EventLoop {
     waker: Arc<Waker>,
     devices: Arc<Devices>,
     source: Box<dyn Source>,
+    /// Since when devices owe an interrupt.
+    owing: Option<Instant>,
 }
 
 /// An event loop that runs on its own thread.
@@ -101,7 +106,8 @@ impl EventLoop {
             }
             self
         };
-        let thread = std::thread::Builder::new().name("devices".into()).spawn(body).map_err(Error::Thread)?;
+        let builder = std::thread::Builder::new().name("devices".into()).stack_size(super::STACK);
+        let thread = builder.spawn(body).map_err(Error::Thread)?;
         Ok(RunningLoop { waker, registry, source, stop, thread })
     }
 
@@ -113,7 +119,8 @@ impl EventLoop {
     }
 
     fn round(&mut self, events: &mut Events) {
-        match self.poll.poll(events, None) {
+        let patience = self.owing.map(|since| MOMENT.saturating_sub(since.elapsed()));
+        match self.poll.poll(events, patience) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return,
             result => result.expect("epoll_wait fails only on programmer errors"),
         }
@@ -128,6 +135,16 @@ impl EventLoop {
             }
         }
         self.source.after_round(&self.devices);
+        self.settle();
+    }
+
+    fn settle(&mut self) {
+        if !self.devices.owes_interrupt() {
+            self.owing = None;
+        } else if self.owing.get_or_insert_with(Instant::now).elapsed() >= MOMENT {
+            self.devices.settle();
+            self.owing = None;
+        }
     }
 }
 

@@ -31,6 +31,10 @@ use crate::{
     vm,
 };
 
+/// Stack of a machine's threads in bytes: far more than they use, and less than a huge page, which the kernel would give to
+/// a stack that happens to be aligned to one, for 2 MiB and 4 ms a fork.
+const STACK: usize = 512 << 10;
+
 /// Why a machine could not be built, restored, run or saved.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

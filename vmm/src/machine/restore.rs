@@ -8,9 +8,10 @@ use super::{Core, Error, EventLoopSeed, Forkpoint, Machine, MachineState, Paused
 use crate::{
     devices::{DeviceStates, Devices},
     memory::{guest::GuestMemory, layout},
+    protocol::PageRun,
     sys::mapping::Mapping,
     vcpu::{self, PreparedVcpu, Vcpu, VcpuState, cpuid},
-    vm::{self, Vm, VmState},
+    vm::{self, ClockState, Vm, VmState},
 };
 
 /// A snapshot's machine, validated against this host and in the form in which KVM takes it.
@@ -21,6 +22,8 @@ pub struct PreparedMachine {
     devices: DeviceStates,
     /// Whether anybody reads the clock that [`Vm::set_clock`] sets.
     kvmclock: bool,
+    /// Whether the host has KVM_PRE_FAULT_MEMORY.
+    can_pre_fault: bool,
 }
 
 impl PreparedMachine {
@@ -42,12 +45,14 @@ impl PreparedMachine {
         }
         let kvmclock = vcpus.iter().any(VcpuState::uses_kvmclock);
         let xsave_size = usize::try_from(kvm.check_extension_int(Cap::Xsave2)).unwrap_or(0);
+        let sync_regs = u32::try_from(kvm.check_extension_int(Cap::SyncRegs)).unwrap_or(0);
         let vcpus = vcpus
             .into_iter()
             .zip(0..)
-            .map(|(vcpu, id)| vcpu.prepare(id, xsave_size))
+            .map(|(vcpu, id)| vcpu.prepare(id, xsave_size, sync_regs))
             .collect::<Result<_, _>>()?;
-        Ok(Self { forkpoint, vm, vcpus, devices, kvmclock })
+        let can_pre_fault = kvm.check_extension_raw(kvm_bindings::KVM_CAP_PRE_FAULT_MEMORY.into()) > 0;
+        Ok(Self { forkpoint, vm, vcpus, devices, kvmclock, can_pre_fault })
     }
 
     /// Whether it has a NIC.
@@ -60,15 +65,28 @@ impl PreparedMachine {
         &self.forkpoint
     }
 
-    /// Sets the clocks back to the freeze. At activation, since a parked fork may have waited for minutes.
-    pub fn restart_clocks(&self, machine: &Machine<Paused>, advance_monotonic: bool) -> Result<(), Error> {
+    /// Sets the clocks back to the freeze, or to where they `stood` since. At activation, since a parked fork may have
+    /// waited for minutes.
+    pub fn restart_clocks(
+        &self,
+        machine: &Machine<Paused>,
+        stood: Option<&ClockState>,
+        advance_monotonic: bool,
+    ) -> Result<(), Error> {
         for (vcpu, prepared) in machine.state.vcpus.iter().zip(&self.vcpus) {
             vcpu.restart_clock(prepared, advance_monotonic)?;
         }
         if self.kvmclock {
-            machine.core.vm.set_clock(&self.vm.clock, advance_monotonic)?;
+            machine.core.vm.set_clock(stood.unwrap_or(&self.vm.clock), advance_monotonic)?;
         }
         Ok(())
+    }
+}
+
+impl PreparedMachine {
+    /// Where the clock of a machine that has run since its restore stands now, if its guest uses it.
+    pub fn clock_of(&self, machine: &Machine<Paused>) -> Result<Option<ClockState>, Error> {
+        self.kvmclock.then(|| machine.core.vm.clock().map_err(Error::from)).transpose()
     }
 }
 
@@ -110,14 +128,26 @@ impl Machine<Paused> {
 }
 
 impl Machine<Paused> {
+    /// Has the guest find these pages of its memory mapped when it reads them, where the host can do that. A hint: what the host
+    /// refuses is left to the guest's own faults.
+    pub fn pre_fault(&self, prepared: &PreparedMachine, runs: &[PageRun]) {
+        let Some(vcpu) = self.state.vcpus.first().filter(|_| prepared.can_pre_fault) else { return };
+        let mut ranges = runs.iter().flat_map(|&run| self.core.memory.guest_ranges(run));
+        if let Err(error) = ranges.try_for_each(|(gpa, size)| vcpu.pre_fault(gpa, size)) {
+            tracing::debug!(error = super::one_line(&error), "page tables are not filled ahead");
+        }
+    }
+}
+
+impl Machine<Paused> {
     /// Takes a machine that has run back to the prepared state, in place: the guest cannot tell it from a new one. Its
     /// event loop stands still. Clocks stand until [`PreparedMachine::restart_clocks`]; devices wait for their kick.
     ///
     /// Pages the guest has written stay private copies up to `keep` bytes, which costs their memory and saves the guest
     /// from copying them again ([`GuestMemory::rewind`]).
-    pub fn rewind(&self, prepared: &PreparedMachine, image: &File, keep: u64) -> Result<(), Error> {
+    pub fn rewind(&mut self, prepared: &PreparedMachine, image: &File, keep: u64) -> Result<(), Error> {
         self.core.memory.rewind(image, keep).map_err(Error::Rewind)?;
-        for (vcpu, prepared) in self.state.vcpus.iter().zip(&prepared.vcpus) {
+        for (vcpu, prepared) in self.state.vcpus.iter_mut().zip(&prepared.vcpus) {
             vcpu.rewind(prepared)?;
         }
         // After the vCPUs, as in a restore.

@@ -170,7 +170,8 @@ fn start(mut vcpu: Vcpu, shared: &Arc<Shared>) -> Result<Other, Error> {
         drop(kickable);
         vcpu
     };
-    let thread = std::thread::Builder::new().name("vcpu".into()).spawn(body).map_err(Error::Thread)?;
+    let builder = std::thread::Builder::new().name("vcpu".into()).stack_size(super::STACK);
+    let thread = builder.spawn(body).map_err(Error::Thread)?;
     let kick = receive_kick.recv().expect("the thread sends before it runs");
     Ok(Other { kick, thread })
 }

@@ -110,6 +110,17 @@ impl GuestMemory {
         }
     }
 
+    /// Where pages of the image (the first one and how many) are in the guest: addresses and lengths in bytes. What is outside
+    /// of the memory is left out.
+    pub fn guest_ranges(&self, (first, pages): (u64, u64)) -> impl Iterator<Item = (u64, u64)> {
+        let start = first.saturating_mul(layout::PAGE);
+        let end = start.saturating_add(pages.saturating_mul(layout::PAGE));
+        self.regions.iter().filter_map(move |region| {
+            let (from, to) = (start.max(region.offset), end.min(region.offset + region.len));
+            (from < to).then(|| (region.gpa + from - region.offset, to - from))
+        })
+    }
+
     /// The pages the process has copies of, as byte ranges of the image.
     ///
     /// # Errors

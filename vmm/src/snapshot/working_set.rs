@@ -1,11 +1,11 @@
 //! Which pages a fork touches first: `working-set.json`, beside the snapshot and optional.
 //!
 //! ```text
-//! {"format":1,"read":[[first_page,pages],...],"write":[[first_page,pages],...]}
+//! {"format":1,"read":[[first_page,pages],...],"write":[[first_page,pages],...],"acknowledge":[[first_page,pages],...]}
 //! ```
 //!
 //! Pages of 4 KiB by their number in the image; each list is sorted and its ranges are disjoint; a page that is written is in
-//! `write` only. It is advice: wrong, it costs time and memory, never correctness. So it is not part of what the
+//! `write` only; `acknowledge` are those of `write` that are written before the acknowledgement, and may be absent. It is advice: wrong, it costs time and memory, never correctness. So it is not part of what the
 //! manifest vouches for, may be replaced at any time, and is read like everything else from disk: checked, or refused.
 
 use std::collections::{BTreeSet, HashSet};
@@ -56,6 +56,8 @@ pub struct WorkingSet {
     pub read: Vec<PageRange>,
     /// Written.
     pub write: Vec<PageRange>,
+    /// Of those, the ones written before the fork acknowledges its identity; none if that is not known.
+    pub acknowledge: Vec<PageRange>,
 }
 
 /// As it is on disk.
@@ -65,6 +67,8 @@ struct Document {
     format: u32,
     read: Vec<PageRange>,
     write: Vec<PageRange>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    acknowledge: Vec<PageRange>,
 }
 
 impl WorkingSet {
@@ -72,7 +76,21 @@ impl WorkingSet {
     pub fn new(read: impl IntoIterator<Item = u64>, write: impl IntoIterator<Item = u64>) -> Self {
         let write: BTreeSet<u64> = write.into_iter().collect();
         let read: BTreeSet<u64> = read.into_iter().filter(|page| !write.contains(page)).collect();
-        Self { read: ranges(read), write: ranges(write) }
+        Self { read: ranges(read), write: ranges(write), acknowledge: Vec::new() }
+    }
+
+    /// The same with those of its written pages that `first`, its beginning, has written too, as `acknowledge`.
+    #[must_use]
+    pub fn beginning_with(self, first: &Self) -> Self {
+        let begun: BTreeSet<u64> = numbers(&first.write).collect();
+        let acknowledge = ranges(numbers(&self.write).filter(|page| begun.contains(page)).collect());
+        Self { acknowledge, ..self }
+    }
+
+    /// Pages written after the acknowledgement.
+    pub fn written_later(&self) -> Vec<PageRange> {
+        let begun: BTreeSet<u64> = numbers(&self.acknowledge).collect();
+        ranges(numbers(&self.write).filter(|page| !begun.contains(page)).collect())
     }
 
     /// Number of pages read, and of pages written.
@@ -95,42 +113,41 @@ impl WorkingSet {
     /// # Errors
     /// [`Error`] when the snapshot is damaged or cannot be written to; an older one is then still there.
     pub fn write(&self, path: &Path) -> Result<(), Error> {
-        self.write_after(&Self::default(), path)
+        self.write_by_stages(&[], path)
     }
 
-    /// As [`WorkingSet::write`], with the pages of `first`, a part of this set that is wanted before the rest, before the rest:
-    /// those until the acknowledgement before those until the end of a command.
+    /// As [`WorkingSet::write`], with the pages in the order in which they are wanted: `stages` are parts of this set, each of
+    /// which a fork reaches before the next and before the rest. Those of the first are marked as urgent; without stages
+    /// all are.
     ///
     /// # Errors
     /// As [`WorkingSet::write`].
-    pub fn write_after(&self, first: &Self, path: &Path) -> Result<(), Error> {
+    pub fn write_by_stages(&self, stages: &[Self], path: &Path) -> Result<(), Error> {
         let snapshot = Snapshot::open(path)?;
         let dir = snapshot.directory();
-        let known: HashSet<u64> = first.in_order().collect();
-        let others = self.in_order().filter(|page| !known.contains(page));
-        let pages = if known.is_empty() {
-            snapshot.pack_pages(others, std::iter::empty())?
-        } else {
-            snapshot.pack_pages(first.in_order(), others)?
-        };
+        let (first, later) = stages.split_first().unwrap_or((self, &[]));
+        let mut known: HashSet<u64> = HashSet::new();
+        let urgent: Vec<u64> = first.in_order().filter(|&page| known.insert(page)).collect();
+        let others = later.iter().chain([self]).flat_map(Self::in_order).filter(|&page| known.insert(page));
+        let pages = snapshot.pack_pages(urgent.into_iter(), others)?;
         dir.replace_durably(file::WORKING_PAGES, &pages)?;
         dir.replace_durably(file::WORKING_SET, &self.encode())
     }
 
     /// All pages; what is written is certain to be wanted, so it comes before what is read.
     fn in_order(&self) -> impl Iterator<Item = u64> {
-        let ranges = self.write.iter().chain(&self.read);
-        ranges.flat_map(|range| range.first..range.first + range.pages)
+        numbers(&self.write).chain(numbers(&self.read))
     }
 
     fn encode(&self) -> Vec<u8> {
-        let document = Document { format: FORMAT, read: self.read.clone(), write: self.write.clone() };
+        let Self { read, write, acknowledge } = self.clone();
+        let document = Document { format: FORMAT, read, write, acknowledge };
         serde_json::to_vec(&document).expect("numbers are JSON")
     }
 
     /// Decodes for an image of `memory_bytes`; everything is checked.
     fn decode(text: &[u8], memory_bytes: u64) -> Result<Self, Error> {
-        let Document { format, read, write } =
+        let Document { format, read, write, acknowledge } =
             serde_json::from_slice(text).map_err(|source| Error::Json { file: file::WORKING_SET, source })?;
         let bad = |what| damaged(file::WORKING_SET, Damage::Structure(what));
         if format != FORMAT {
@@ -138,10 +155,15 @@ impl WorkingSet {
         }
         check(&read, memory_bytes / PAGE).map_err(bad)?;
         check(&write, memory_bytes / PAGE).map_err(bad)?;
+        check(&acknowledge, memory_bytes / PAGE).map_err(bad)?;
         if overlap(&read, &write) {
             return Err(bad("a page is in both of its lists"));
         }
-        Ok(Self { read, write })
+        let written: HashSet<u64> = numbers(&write).collect();
+        if !numbers(&acknowledge).all(|page| written.contains(&page)) {
+            return Err(bad("a page is written first and yet not written"));
+        }
+        Ok(Self { read, write, acknowledge })
     }
 }
 
@@ -181,6 +203,10 @@ impl fmt::Display for WorkingSet {
         let (read, write) = self.pages();
         write!(f, "{read} pages read, {write} written")
     }
+}
+
+fn numbers(ranges: &[PageRange]) -> impl Iterator<Item = u64> {
+    ranges.iter().flat_map(|range| range.first..range.first + range.pages)
 }
 
 fn ranges(pages: BTreeSet<u64>) -> Vec<PageRange> {

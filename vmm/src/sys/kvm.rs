@@ -1,7 +1,11 @@
 //! KVM ioctls that kvm-ioctls marks unsafe.
 
-use kvm_bindings::{KVM_MEM_READONLY, Xsave, kvm_userspace_memory_region, kvm_xsave, kvm_xsave2};
+use kvm_bindings::{
+    KVM_MEM_READONLY, KVMIO, Xsave, kvm_pre_fault_memory, kvm_userspace_memory_region, kvm_xsave, kvm_xsave2,
+};
 use kvm_ioctls::{VcpuFd, VmFd};
+use rustix::ioctl::opcode;
+use vmm_sys_util::ioctl::ioctl_with_mut_ref;
 
 use super::mapping::Mapping;
 
@@ -31,6 +35,34 @@ pub fn add_memory(
     };
     // SAFETY: the range lies in a mapping (asserted above) that is never unmapped, and Rust holds no reference into it.
     unsafe { vm.set_user_memory_region(region) }
+}
+
+/// KVM_PRE_FAULT_MEMORY of linux/kvm.h.
+const PRE_FAULT: u64 = opcode::read_write::<kvm_pre_fault_memory>(KVMIO as u8, 0xD5) as u64;
+
+/// Fills the VM's second-stage page tables for `[gpa, gpa + size)`, whole pages, as if the vCPU had read there; nothing is copied
+/// on write for it. Only where KVM_CAP_PRE_FAULT_MEMORY is (Linux 6.11, with EPT or NPT).
+///
+/// # Errors
+/// ENOTTY or EINVAL on a kernel without it, ENOENT where the guest has no memory, EOPNOTSUPP for page tables that are shadows,
+/// EFAULT and ENOMEM as for a guest's own access. Pages before the one that failed are in the tables.
+pub fn pre_fault(vcpu: &VcpuFd, gpa: u64, size: u64) -> Result<(), kvm_ioctls::Error> {
+    let mut rest = kvm_pre_fault_memory { gpa, size, ..Default::default() };
+    while rest.size > 0 {
+        let before = rest.size;
+        // SAFETY: the kernel reads and writes this structure of linux/kvm.h only, and maps what a memslot of the VM holds.
+        if unsafe { ioctl_with_mut_ref(vcpu, PRE_FAULT, &mut rest) } != 0 {
+            match kvm_ioctls::Error::last() {
+                error if error.errno() == libc::EINTR => continue,
+                error => return Err(error),
+            }
+        }
+        // It says how far it came; whoever makes no way would be asked for ever.
+        if rest.size >= before {
+            return Err(kvm_ioctls::Error::new(libc::EIO));
+        }
+    }
+    Ok(())
 }
 
 /// A vCPU's extended state (x87, SSE, AVX ...) in a buffer of the size that its VM wants.
@@ -80,3 +112,6 @@ impl XsaveArea {
         Some(area)
     }
 }
+
+#[cfg(test)]
+mod tests;

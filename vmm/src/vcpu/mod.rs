@@ -17,6 +17,7 @@ use kvm_ioctls::{Kvm, SyncReg, VcpuFd};
 
 use crate::{
     memory::GuestRam,
+    sys,
     vm::{self, Vm},
 };
 
@@ -108,6 +109,14 @@ impl Vcpu {
     pub fn translate(&self, ram: &GuestRam, gva: u64) -> Result<Option<u64>, Error> {
         let sregs = self.fd.get_sregs().map_err(self.kvm("KVM_GET_SREGS"))?;
         Ok(paging::translate(ram, sregs.cr3, gva))
+    }
+
+    /// Fills the second-stage page tables for reads of `[gpa, gpa + size)`, where KVM_CAP_PRE_FAULT_MEMORY is.
+    ///
+    /// # Errors
+    /// [`Error::Kvm`]; the guest's own faults come to the same.
+    pub fn pre_fault(&self, gpa: u64, size: u64) -> Result<(), Error> {
+        sys::kvm::pre_fault(&self.fd, gpa, size).map_err(self.kvm("KVM_PRE_FAULT_MEMORY"))
     }
 
     fn kvm(&self, call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error + use<> {

@@ -6,9 +6,10 @@
 use std::sync::Arc;
 
 use kvm_bindings::{
-    CpuId, Msrs, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs,
-    kvm_vcpu_events, kvm_xcrs,
+    CpuId, KVM_MP_STATE_UNINITIALIZED, KVM_SYNC_X86_EVENTS, KVM_SYNC_X86_REGS, Msrs, kvm_debugregs,
+    kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
 };
+use kvm_ioctls::SyncReg;
 use serde::{Deserialize, Serialize};
 
 use super::{Error, Vcpu, cpuid::CpuidEntries, lapic};
@@ -30,6 +31,9 @@ const MTRRS: [u32; 28] = [
     0x200, 0x201, 0x202, 0x203, 0x204, 0x205, 0x206, 0x207, 0x208, 0x209, 0x20A, 0x20B, 0x20C, 0x20D, 0x20E,
     0x20F, 0x250, 0x258, 0x259, 0x268, 0x269, 0x26A, 0x26B, 0x26C, 0x26D, 0x26E, 0x26F, 0x2FF,
 ];
+/// What goes in with a KVM_RUN, of what KVM_CAP_SYNC_REGS names. System registers do not: they hold the APIC's base, and must
+/// be there before the local APIC's state.
+const BY_RUN: u32 = KVM_SYNC_X86_REGS | KVM_SYNC_X86_EVENTS;
 /// How long a restored guest is left alone by its timer, in microseconds. What its kernel does in a tick costs as much
 /// as all else up to the acknowledgement, mostly in page faults; a timer may fire late, and this once it does.
 const QUIET_US: u64 = 10_000;
@@ -74,6 +78,8 @@ pub struct PreparedVcpu {
     msrs: Msrs,
     /// Ticks of the time-stamp counter from the guest's first instruction to its next timer interrupt.
     timer: Option<u64>,
+    /// Whether registers and pending events go in with the next KVM_RUN instead of by ioctls of their own.
+    by_run: bool,
 }
 
 impl VcpuState {
@@ -92,8 +98,9 @@ impl VcpuState {
         self.msrs.iter().any(|msr| MSR_KVM_SYSTEM_TIME.contains(&msr.index) && msr.data & 1 != 0)
     }
 
-    /// Validates the untrusted state and turns it into what KVM takes. `xsave_size` is [`Vm::xsave_size`].
-    pub fn prepare(mut self, id: u8, xsave_size: usize) -> Result<PreparedVcpu, Error> {
+    /// Validates the untrusted state and turns it into what KVM takes. `xsave_size` is [`Vm::xsave_size`], `sync_regs` the
+    /// host's answer for KVM_CAP_SYNC_REGS.
+    pub fn prepare(mut self, id: u8, xsave_size: usize, sync_regs: u32) -> Result<PreparedVcpu, Error> {
         let bad = |field| Error::BadState { vcpu: id, field };
         if cpu::host_is_emulated() && self.sregs.tr.type_ == TSS_BUSY {
             // QEMU's I/O permission check wants an available TSS; with KVM's busy one every user-mode `out` faults.
@@ -109,6 +116,8 @@ impl VcpuState {
             xsave,
             msrs: Msrs::from_entries(&msrs).map_err(|_| bad("msrs"))?,
             timer,
+            // One that waits for its start-up interrupt would get them after that, in place of what it sets.
+            by_run: sync_regs & BY_RUN == BY_RUN && self.mp_state.mp_state != KVM_MP_STATE_UNINITIALIZED,
             state: self,
         })
     }
@@ -160,17 +169,19 @@ impl Vcpu {
     }
 
     /// Gives a vCPU that has run the state again with which it began, all but the clock. Its last exit is completed.
-    pub fn rewind(&self, prepared: &PreparedVcpu) -> Result<(), Error> {
+    pub fn rewind(&mut self, prepared: &PreparedVcpu) -> Result<(), Error> {
         // Before the LAPIC, which would start the timer anew from this register.
         self.set_deadline(0)?;
         self.load(prepared)
     }
 
-    fn load(&self, prepared: &PreparedVcpu) -> Result<(), Error> {
-        let PreparedVcpu { state, xsave, msrs, .. } = prepared;
+    fn load(&mut self, prepared: &PreparedVcpu) -> Result<(), Error> {
+        let PreparedVcpu { state, xsave, msrs, by_run, .. } = prepared;
         let fd = &self.fd;
         fd.set_mp_state(state.mp_state).map_err(self.kvm("KVM_SET_MP_STATE"))?;
-        fd.set_regs(&state.regs).map_err(self.kvm("KVM_SET_REGS"))?;
+        if !by_run {
+            fd.set_regs(&state.regs).map_err(self.kvm("KVM_SET_REGS"))?;
+        }
         fd.set_sregs(&state.sregs).map_err(self.kvm("KVM_SET_SREGS"))?;
         // Before xcrs on purpose: the area is written whole, and XCR0 then limits what the guest uses of it.
         xsave.set(fd).map_err(self.kvm("KVM_SET_XSAVE"))?;
@@ -181,7 +192,20 @@ impl Vcpu {
         // After the LAPIC: before it, a few restores in a hundred lose their timer (Kata pull request 13798).
         self.set_msrs(msrs)?;
         // After regs, which clear pending exceptions.
-        fd.set_vcpu_events(&state.events).map_err(self.kvm("KVM_SET_VCPU_EVENTS"))
+        if !by_run {
+            return fd.set_vcpu_events(&state.events).map_err(self.kvm("KVM_SET_VCPU_EVENTS"));
+        }
+        self.set_by_run(state);
+        Ok(())
+    }
+
+    /// Leaves registers and pending events to the next KVM_RUN, which sets them in this order before anything else, even if it
+    /// is to return at once. Until then KVM_GET_REGS and KVM_GET_VCPU_EVENTS tell others.
+    fn set_by_run(&mut self, state: &VcpuState) {
+        let sync = self.fd.sync_regs_mut();
+        (sync.regs, sync.events) = (state.regs, state.events);
+        self.fd.set_sync_dirty_reg(SyncReg::Register);
+        self.fd.set_sync_dirty_reg(SyncReg::VcpuEvents);
     }
 
     fn tsc(&self) -> Result<u64, Error> {

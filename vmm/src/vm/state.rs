@@ -39,13 +39,18 @@ impl Vm {
     /// Saves interrupt controllers and clock. All vCPUs are stopped and saved before: saving a vCPU may still move
     /// an interrupt.
     pub fn save(&self) -> Result<VmState, Error> {
-        let kvm_clock = self.fd.get_clock().map_err(kvm("KVM_GET_CLOCK"))?;
         Ok(VmState {
             pic_master: self.get_irqchip(KVM_IRQCHIP_PIC_MASTER)?,
             pic_slave: self.get_irqchip(KVM_IRQCHIP_PIC_SLAVE)?,
             ioapic: self.get_irqchip(KVM_IRQCHIP_IOAPIC)?,
-            clock: ClockState { guest_ns: kvm_clock.clock, wall_ns: clock::wall_ns() },
+            clock: self.clock()?,
         })
+    }
+
+    /// The guest's clock now.
+    pub fn clock(&self) -> Result<ClockState, Error> {
+        let kvm_clock = self.fd.get_clock().map_err(kvm("KVM_GET_CLOCK"))?;
+        Ok(ClockState { guest_ns: kvm_clock.clock, wall_ns: clock::wall_ns() })
     }
 
     /// Restores the interrupt controllers. The vCPUs exist; no device is connected yet, whose interrupt would be

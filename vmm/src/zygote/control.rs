@@ -5,11 +5,16 @@ use std::{
     sync::{Arc, mpsc::Sender},
 };
 
+use super::touched;
 use crate::{
     channel::Channel,
-    devices::Devices,
+    devices::{
+        Devices,
+        virtio::vsock::{HostPorts, Vsock},
+    },
     machine::{ConsoleReader, Interrupter, Observer, Source},
-    protocol::{FromFork, Stamps, ToFork},
+    memory::guest::GuestMemory,
+    protocol::{FromFork, Opening, Passage, Stamps, ToFork},
 };
 
 /// What the lead vCPU's thread is to do with the machine.
@@ -25,8 +30,6 @@ pub enum Request {
     Rewind {
         /// See [`ToFork::Rewind`].
         keep_writes: bool,
-        /// See [`ToFork::Rewind`].
-        report: bool,
     },
 }
 
@@ -35,6 +38,7 @@ pub struct Control {
     channel: Arc<Channel>,
     requests: Sender<Request>,
     interrupter: Interrupter,
+    memory: GuestMemory,
     console: ConsoleReader,
     /// After a rewind, the socket is the lead vCPU's.
     rewinding: bool,
@@ -43,15 +47,42 @@ pub struct Control {
 }
 
 impl Control {
-    /// Requests go to `requests`, whose receiver is the lead vCPU's thread.
-    pub fn new(channel: Arc<Channel>, requests: Sender<Request>, interrupter: Interrupter) -> Self {
+    /// Requests go to `requests`, whose receiver is the lead vCPU's thread. `memory` is the guest's, for reports of it.
+    pub fn new(
+        channel: Arc<Channel>,
+        requests: Sender<Request>,
+        interrupter: Interrupter,
+        memory: GuestMemory,
+    ) -> Self {
         let console = ConsoleReader::default();
-        Self { channel, requests, interrupter, console, rewinding: false, before_connection: None }
+        Self { channel, requests, interrupter, memory, console, rewinding: false, before_connection: None }
     }
 
     /// Does `work` before it makes the first connection.
     pub fn before_connection(&mut self, work: impl FnOnce() + Send + 'static) {
         self.before_connection = Some(Box::new(work));
+    }
+
+    fn connect(&mut self, devices: &Devices, port: u32, opening: Opening, stream: OwnedFd) {
+        if let Some(work) = self.before_connection.take() {
+            work();
+        }
+        let forwarded = match opening {
+            Opening::Forwarded { group, .. } => Some(group),
+            Opening::Plain | Opening::Announced => None,
+        };
+        if let Err(error) = devices.connect(port, stream, opening) {
+            // The stream is closed, which is what its other side waits for.
+            tracing::debug!(port, %error, "vsock connection refused");
+            if let Some(group) = forwarded {
+                self.report(group, Passage::Refused);
+            }
+        }
+    }
+
+    fn report(&self, group: u32, passage: Passage) {
+        // Whoever counts must not miss one; a daemon that is gone is noticed at the next receipt.
+        let _ = self.channel.send(&FromFork::Forwarded { group, passage }, &[]);
     }
 
     // The receiver lives as long as the process.
@@ -68,24 +99,32 @@ impl Source for Control {
     fn ready(&mut self, devices: &Devices) {
         while !self.rewinding {
             match self.channel.try_receive() {
-                Ok(Some((ToFork::Connect { port }, fds))) => {
-                    if let Some(work) = self.before_connection.take() {
-                        work();
-                    }
+                Ok(Some((ToFork::Connect { port, opening }, fds))) => {
                     for stream in fds {
-                        if let Err(error) = devices.connect(port, stream) {
-                            // The stream is closed, which is what its other side waits for.
-                            tracing::debug!(port, %error, "vsock connection refused");
-                        }
+                        self.connect(devices, port, opening.clone(), stream);
                     }
                 }
+                Ok(Some((ToFork::OfferPorts, _))) => {
+                    let ports = Box::new(Asker { channel: self.channel.clone() });
+                    devices.with_vsock(|vsock| vsock.offer_ports(ports));
+                }
+                Ok(Some((ToFork::Dialled { token }, mut fds))) => devices.dialled(token, fds.pop()),
+                Ok(Some((ToFork::Cut { group }, _))) => devices.cut(group),
                 Ok(Some((ToFork::Save { mailbox }, fds))) => {
                     for directory in fds {
                         self.request(Request::Save { mailbox: mailbox.clone(), directory });
                     }
                 }
-                Ok(Some((ToFork::Rewind { keep_writes, report }, _))) => {
-                    self.request(Request::Rewind { keep_writes, report });
+                Ok(Some((ToFork::Report, _))) => {
+                    if let Err(error) = touched::report(&self.channel, &self.memory) {
+                        tracing::warn!(
+                            error = crate::machine::one_line(&error),
+                            "the working set is not told"
+                        );
+                    }
+                }
+                Ok(Some((ToFork::Rewind { keep_writes }, _))) => {
+                    self.request(Request::Rewind { keep_writes });
                     self.interrupter.interrupt();
                     self.rewinding = true;
                 }
@@ -93,12 +132,17 @@ impl Source for Control {
                     return;
                 }
                 // The daemon is gone or of another build: nobody can use this fork any more.
-                Ok(None | Some((ToFork::Activate { .. }, _))) | Err(_) => std::process::exit(1),
+                Ok(None | Some((ToFork::Activate { .. } | ToFork::Prepare { .. }, _))) | Err(_) => {
+                    std::process::exit(1)
+                }
             }
         }
     }
 
     fn after_round(&mut self, devices: &Devices) {
+        for (group, passage) in devices.with_vsock(Vsock::take_news) {
+            self.report(group, passage);
+        }
         while let Some(text) = self.console.read(devices) {
             // A daemon that does not keep up loses console text, never the fork.
             let _ = self.channel.try_send(&FromFork::Console(text));
@@ -106,16 +150,32 @@ impl Source for Control {
     }
 }
 
+/// Asks the daemon for host ports.
+#[derive(Debug)]
+struct Asker {
+    channel: Arc<Channel>,
+}
+
+impl HostPorts for Asker {
+    fn dial(&mut self, token: u64, port: u32) -> bool {
+        // Called with the device locked: a daemon that does not keep up is not waited for.
+        self.channel.try_send(&FromFork::Dial { token, port }).is_ok()
+    }
+}
+
 /// Passes the acknowledgement on, straight from the vCPU's thread.
 pub struct Acknowledge {
     channel: Arc<Channel>,
     stamps: std::sync::Mutex<Stamps>,
+    /// The guest's memory, if it is to be told what was touched of it.
+    learn: Option<GuestMemory>,
 }
 
 impl Acknowledge {
-    /// `stamps` are those reached until the guest is entered.
-    pub fn new(channel: Arc<Channel>, stamps: Stamps) -> Self {
-        Self { channel, stamps: std::sync::Mutex::new(stamps) }
+    /// `stamps` are those reached until the guest is entered. What was touched of `learn` is told first: the guest stands
+    /// still meanwhile, so it is what the way to the acknowledgement takes and no page more.
+    pub fn new(channel: Arc<Channel>, stamps: Stamps, learn: Option<GuestMemory>) -> Self {
+        Self { channel, stamps: std::sync::Mutex::new(stamps), learn }
     }
 }
 
@@ -123,6 +183,10 @@ impl Observer for Acknowledge {
     fn acknowledged(&self, generation: u64, nonce: u64) {
         let mut stamps = self.stamps.lock().expect("no holder panics");
         stamps.acknowledged = crate::clock::monotonic_ns();
+        if let Some(Err(error)) = self.learn.as_ref().map(|memory| touched::report(&self.channel, memory)) {
+            // Whoever learns from this fork sees that it is missing.
+            tracing::warn!(error = crate::machine::one_line(&error), "the working set is not told");
+        }
         if self.channel.send(&FromFork::Acknowledged { generation, nonce, stamps: *stamps }, &[]).is_err() {
             std::process::exit(1);
         }

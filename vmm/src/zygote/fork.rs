@@ -2,7 +2,6 @@
 
 use std::{
     convert::Infallible,
-    ops::Range,
     os::fd::{AsFd, OwnedFd},
     sync::{
         Arc,
@@ -11,7 +10,7 @@ use std::{
 };
 
 use super::{
-    Wires, Zygote,
+    Wanted, Wires, Zygote,
     control::{Acknowledge, Control, Request},
 };
 use crate::{
@@ -21,9 +20,10 @@ use crate::{
         self, About, EventLoop, EventLoopSeed, Forkpoint, Halt, Interrupter, Machine, Paused, RunningLoop,
         Steps,
     },
-    memory::layout::PAGE,
-    protocol::{FromFork, MAX_PAGE_RUNS, PageRun, Stamps, StopReason, ToFork, View},
+    memory::guest::GuestMemory,
+    protocol::{FromFork, Stamps, StopReason, ToFork, View},
     sys::{process, uffd::Uffd},
+    vm::ClockState,
 };
 
 /// zstd level of the chunks of a snapshot that a fork writes.
@@ -50,11 +50,17 @@ enum Error {
 }
 
 /// Runs the fork in the new process and ends it.
-pub fn run(zygote: &Zygote, zygote_control: &mut Channel, wires: Wires, view: View, mut stamps: Stamps) -> ! {
+pub fn run(
+    zygote: &Zygote,
+    zygote_control: &mut Channel,
+    wires: Wires,
+    wanted: Wanted,
+    mut stamps: Stamps,
+) -> ! {
     stamps.forked = clock::monotonic_ns();
     let Wires { control, frames } = wires;
     let control = Arc::new(control);
-    let Err(error) = live(zygote, zygote_control, &control, frames, view, stamps);
+    let Err(error) = live(zygote, zygote_control, &control, frames, wanted, stamps);
     let farewell = match error {
         Error::DaemonGone => std::process::exit(1),
         Error::Ended(reason) => FromFork::Stopped(reason),
@@ -74,10 +80,11 @@ fn live(
     zygote_control: &mut Channel,
     control: &Arc<Channel>,
     frames: Option<OwnedFd>,
-    view: View,
+    wanted: Wanted,
     mut stamps: Stamps,
 ) -> Result<Infallible, Error> {
     become_child_of_daemon(zygote, zygote_control)?;
+    let Wanted { view, pre_fault } = wanted;
     // Held until the process ends: closing it would end the registration.
     let _faults = match view {
         View::Complete => None,
@@ -91,25 +98,28 @@ fn live(
     // Before the VM exists: no second-stage entry has to be taken back for it. An image that is not complete is left
     // alone, where each page would wait for the pager.
     if view == View::Complete {
-        zygote.memory.copy_ahead(&zygote.write_set.acknowledge);
+        zygote.memory.copy_ahead(&zygote.first_pages.acknowledge);
     }
     let seed = EventLoopSeed::new()?;
     let Zygote { kvm, machine: prepared, memory, root, .. } = zygote;
     let mut machine = Machine::restore(kvm, prepared, memory.clone(), root.as_ref(), frames, &seed, steps)?;
-    let (desk, mut source) = Desk::open(control);
+    if pre_fault {
+        machine.pre_fault(prepared, &zygote.first_pages.read);
+    }
+    let (desk, mut source) = Desk::open(control, &zygote.memory);
     if view == View::Complete {
-        let (memory, command) = (zygote.memory.clone(), zygote.write_set.command.clone());
+        let (memory, command) = (zygote.memory.clone(), zygote.first_pages.command.clone());
         source.before_connection(move || memory.copy_ahead(&command));
     }
     let mut event_loop = seed.serve(machine.devices().clone(), source).start()?;
     stamps.restored = clock::monotonic_ns();
-    let mut fork = Fork { zygote, control, desk };
+    let mut fork = Fork { zygote, control, desk, learning: view == View::Exact };
     loop {
         machine.devices().kick();
         fork.control.send(&FromFork::Parked(stamps), &[])?;
         let still;
         (machine, still) = fork.serve_once(machine, event_loop, stamps)?;
-        let (desk, source) = Desk::open(control);
+        let (desk, source) = Desk::open(control, &zygote.memory);
         fork.desk = desk;
         event_loop = still.with_source(source)?.start()?;
         // What the way here took is not needed again, and the fork may wait for long.
@@ -125,18 +135,21 @@ struct Desk {
 
 impl Desk {
     /// A desk and who serves it. Called by the thread that runs the lead vCPU.
-    fn open(control: &Arc<Channel>) -> (Self, Box<Control>) {
+    fn open(control: &Arc<Channel>, memory: &GuestMemory) -> (Self, Box<Control>) {
         let (sender, requests) = mpsc::channel();
         let interrupter = Interrupter::of_this_thread();
-        let reader = Control::new(control.clone(), sender, interrupter.clone());
+        let reader = Control::new(control.clone(), sender, interrupter.clone(), memory.clone());
         (Self { requests, interrupter }, Box::new(reader))
     }
 }
 
-/// How a rewind is to be done.
-struct Rewind {
-    keep_writes: bool,
-    report: bool,
+/// A machine that waits for its activation.
+struct Parked {
+    machine: Machine<Paused>,
+    /// Where it waits.
+    forkpoint: Forkpoint,
+    /// Where its clock stood when it came there, if it has run since its restore.
+    clock: Option<ClockState>,
 }
 
 /// The fork's process, as its main thread sees it.
@@ -144,6 +157,8 @@ struct Fork<'a> {
     zygote: &'a Zygote,
     control: &'a Arc<Channel>,
     desk: Desk,
+    /// Whether the acknowledgement is to say what was touched until then.
+    learning: bool,
 }
 
 impl Fork<'_> {
@@ -154,38 +169,64 @@ impl Fork<'_> {
         event_loop: RunningLoop,
         mut stamps: Stamps,
     ) -> Result<(Machine<Paused>, EventLoop), Error> {
-        let Some((ToFork::Activate { mailbox, advance_monotonic, plugged }, _)) = self.control.receive()?
-        else {
-            return Err(Error::DaemonGone);
+        let Zygote { machine: prepared, image, .. } = self.zygote;
+        let mut parked = Parked { machine, forkpoint: prepared.forkpoint().clone(), clock: None };
+        let (mailbox, advance_monotonic, plugged) = loop {
+            match self.control.receive()? {
+                Some((ToFork::Activate { mailbox, advance_monotonic, plugged }, _)) => {
+                    break (mailbox, advance_monotonic, plugged);
+                }
+                Some((ToFork::Prepare { mailbox }, _)) => {
+                    parked = self.prepare(parked, &mailbox)?;
+                    self.control.send(&FromFork::Parked(stamps), &[])?;
+                }
+                _ => return Err(Error::DaemonGone),
+            }
         };
         stamps.activated = clock::monotonic_ns();
-        let Zygote { machine: prepared, image, .. } = self.zygote;
-        let forkpoint = prepared.forkpoint();
+        let Parked { machine, forkpoint, clock } = parked;
         forkpoint.write_mailbox(machine.memory().ram(), &mailbox)?;
-        prepared.restart_clocks(&machine, advance_monotonic)?;
+        prepared.restart_clocks(&machine, clock.as_ref(), advance_monotonic)?;
         if plugged {
             machine.devices().plug();
         }
         event_loop.watch_source()?;
         stamps.entered = clock::monotonic_ns();
-        let (machine, event_loop, rewind) = self.run(machine, event_loop, forkpoint.clone(), stamps)?;
-        if rewind.report {
-            self.report_working_set(&machine)?;
-        }
-        machine.rewind(prepared, image, if rewind.keep_writes { MOST_KEPT } else { 0 })?;
+        let (mut machine, event_loop, keep_writes) = self.run(machine, event_loop, forkpoint, stamps)?;
+        machine.rewind(prepared, image, if keep_writes { MOST_KEPT } else { 0 })?;
         Ok((machine, event_loop))
     }
 
-    /// Runs the guest until a rewind is wanted; at each further forkpoint it waits for a request, and goes on.
+    /// Runs the guest to its next forkpoint, where it waits for its activation again.
+    fn prepare(&self, parked: Parked, mailbox: &[u8]) -> Result<Parked, Error> {
+        let Parked { machine, forkpoint, clock } = parked;
+        let prepared = &self.zygote.machine;
+        forkpoint.write_mailbox(machine.memory().ram(), mailbox)?;
+        prepared.restart_clocks(&machine, clock.as_ref(), false)?;
+        let observer = Arc::new(Acknowledge::new(self.control.clone(), Stamps::default(), None));
+        let mut running = machine.resume(forkpoint.vcpu, observer)?;
+        let forkpoint = match running.wait(&self.desk.interrupter)? {
+            Halt::Forkpoint(reached) => reached,
+            Halt::Interrupted => unreachable!("nobody reads the control socket meanwhile"),
+            Halt::Ended(reason) => return Err(Error::Ended(reason)),
+        };
+        let machine = running.pause()?;
+        let clock = prepared.clock_of(&machine)?;
+        Ok(Parked { machine, forkpoint, clock })
+    }
+
+    /// Runs the guest until a rewind is wanted, and tells whether that is to keep the pages it wrote; at each further
+    /// forkpoint it waits for a request, and goes on.
     fn run(
         &self,
         mut machine: Machine<Paused>,
         mut event_loop: RunningLoop,
         mut forkpoint: Forkpoint,
         stamps: Stamps,
-    ) -> Result<(Machine<Paused>, EventLoop, Rewind), Error> {
+    ) -> Result<(Machine<Paused>, EventLoop, bool), Error> {
         loop {
-            let observer = Arc::new(Acknowledge::new(self.control.clone(), stamps));
+            let learn = self.learning.then(|| machine.memory().clone());
+            let observer = Arc::new(Acknowledge::new(self.control.clone(), stamps, learn));
             let mut running = machine.resume(forkpoint.vcpu, observer)?;
             let request = match running.wait(&self.desk.interrupter)? {
                 Halt::Forkpoint(reached) => {
@@ -198,9 +239,7 @@ impl Fork<'_> {
             let still = event_loop.stop();
             machine = running.pause()?;
             let (mailbox, directory) = match request {
-                Request::Rewind { keep_writes, report } => {
-                    return Ok((machine, still, Rewind { keep_writes, report }));
-                }
+                Request::Rewind { keep_writes } => return Ok((machine, still, keep_writes)),
                 Request::Save { mailbox, directory } => (mailbox, directory),
             };
             let answer = match save(self.zygote, &machine, &forkpoint, directory) {
@@ -221,18 +260,6 @@ impl Fork<'_> {
             .find(|request| matches!(request, Request::Rewind { .. }))
             .expect("the interrupter is used after the request is sent")
     }
-
-    fn report_working_set(&self, machine: &Machine<Paused>) -> Result<(), Error> {
-        let memory = machine.memory();
-        let write = page_runs(memory.private().map_err(machine::Error::Rewind)?);
-        let read = page_runs(memory.shared().map_err(machine::Error::Rewind)?);
-        Ok(self.control.send(&FromFork::WorkingSet { read, write }, &[])?)
-    }
-}
-
-fn page_runs(ranges: Vec<Range<u64>>) -> Vec<PageRun> {
-    let runs = ranges.into_iter().map(|range| (range.start / PAGE, (range.end - range.start) / PAGE));
-    runs.take(MAX_PAGE_RUNS).collect()
 }
 
 fn save(

@@ -5,6 +5,7 @@
 
 mod control;
 mod fork;
+mod touched;
 
 use std::{
     fs::File,
@@ -18,7 +19,7 @@ use crate::{
     clock,
     machine::{self, PreparedMachine},
     memory::guest::GuestMemory,
-    protocol::{Failure, FailureKind, FromZygote, Stamps, ToZygote, View, WriteSet},
+    protocol::{Failure, FailureKind, FirstPages, FromZygote, Stamps, ToZygote, View},
     snapshot::Snapshot,
     sys::{
         mapping::Mapping,
@@ -35,7 +36,7 @@ pub struct Zygote {
     /// What `memory` is a view of, for rewinds.
     image: File,
     root: Option<Mapping>,
-    write_set: WriteSet,
+    first_pages: FirstPages,
     snapshot: Snapshot,
     msr_list: Vec<u32>,
     daemon: Option<rustix::process::Pid>,
@@ -50,6 +51,13 @@ struct Wires {
     control: Channel,
     /// Of its NIC, if it has one.
     frames: Option<OwnedFd>,
+}
+
+/// What a fork is to be: see [`ToZygote::Spawn`].
+#[derive(Clone, Copy, Debug)]
+struct Wanted {
+    view: View,
+    pre_fault: bool,
 }
 
 /// Why a zygote ends.
@@ -76,6 +84,10 @@ pub fn serve(mut control: Channel) -> Result<(), Error> {
     // Before anything else: a daemon that is killed now takes this process with it.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
         .map_err(|error| Error::Process(error.into()))?;
+    // A huge page under a stack or heap of a fork takes it 2 MiB and, to be cleared, longer than all else together.
+    if let Err(error) = rustix::thread::disable_transparent_huge_pages(true) {
+        tracing::debug!(%error, "forks may take huge pages");
+    }
     let Some((ToZygote::Load { root }, fds)) = control.receive()? else {
         return Err(Error::BadMessage("the first message"));
     };
@@ -85,10 +97,10 @@ pub fn serve(mut control: Channel) -> Result<(), Error> {
     };
     control.send(&FromZygote::Loaded, &[])?;
     while let Some((message, fds)) = control.receive()? {
-        let (token, view) = match message {
-            ToZygote::Spawn { token, view } => (token, view),
-            ToZygote::WriteSet(set) => {
-                zygote.write_set = set;
+        let (token, view, pre_fault) = match message {
+            ToZygote::Spawn { token, view, pre_fault } => (token, view, pre_fault),
+            ToZygote::FirstPages(set) => {
+                zygote.first_pages = set;
                 continue;
             }
             ToZygote::Load { .. } => return Err(Error::BadMessage("a second load")),
@@ -101,7 +113,7 @@ pub fn serve(mut control: Channel) -> Result<(), Error> {
             }
             _ => return Err(Error::BadMessage("a spawn")),
         };
-        zygote.spawn(&mut control, token, view, wires)?;
+        zygote.spawn(&mut control, token, Wanted { view, pre_fault }, wires)?;
     }
     Ok(())
 }
@@ -139,7 +151,7 @@ impl Zygote {
             memory,
             image,
             root,
-            write_set: WriteSet::default(),
+            first_pages: FirstPages::default(),
             snapshot,
             msr_list,
             daemon,
@@ -148,10 +160,10 @@ impl Zygote {
     }
 
     /// Makes the process of one fork.
-    fn spawn(&self, control: &mut Channel, token: u64, view: View, wires: Wires) -> Result<(), Error> {
+    fn spawn(&self, control: &mut Channel, token: u64, wanted: Wanted, wires: Wires) -> Result<(), Error> {
         let stamps = Stamps { requested: clock::monotonic_ns(), ..Stamps::default() };
         let answer = match process::fork_as_sibling(&self.single) {
-            Ok(Forked::Child) => fork::run(self, control, wires, view, stamps),
+            Ok(Forked::Child) => fork::run(self, control, wires, wanted, stamps),
             Ok(Forked::Parent(pid)) => FromZygote::Spawned { token, pid },
             Err(error) => {
                 let message = format!("cannot make a process for the fork; raise the process limit: {error}");

@@ -32,6 +32,9 @@ pub struct PoolSettings {
     /// Whether the pages written in the rehearsal stay private: no copying after the activation, for their memory.
     #[serde(default = "yes")]
     pub keep_writes: bool,
+    /// Whether the pages that forks read first are mapped for their guests ahead, where the host has KVM_PRE_FAULT_MEMORY.
+    #[serde(default = "yes")]
+    pub pre_fault: bool,
 }
 
 pub(super) fn yes() -> bool {
@@ -40,7 +43,7 @@ pub(super) fn yes() -> bool {
 
 impl Default for PoolSettings {
     fn default() -> Self {
-        Self { low: 0, high: 0, rehearsal: Rehearsal::default(), keep_writes: true }
+        Self { low: 0, high: 0, rehearsal: Rehearsal::default(), keep_writes: true, pre_fault: true }
     }
 }
 
@@ -55,6 +58,8 @@ pub struct PoolInfo {
     pub rehearsal: Rehearsal,
     /// See [`PoolSettings`].
     pub keep_writes: bool,
+    /// See [`PoolSettings`].
+    pub pre_fault: bool,
     /// How many parked forks are wanted now.
     pub target: u32,
     /// Parked forks.

@@ -1,7 +1,7 @@
 use super::*;
 
 fn asked(low: Option<u32>, high: Option<u32>) -> Pool {
-    Pool { name: "t".to_owned(), low, high, rehearsal: None, keep_writes: None }
+    Pool { name: "t".to_owned(), low, high, rehearsal: None, keep_writes: None, pre_fault: None }
 }
 
 #[test]

@@ -8,6 +8,7 @@ fn spec(json: &str) -> BuildTemplate {
 
 fn config() -> Config {
     Config {
+        runtime_dir: PathBuf::new(),
         socket: "/tmp/x.sock".into(),
         state_dir: "/nonexistent".into(),
         vmm: "/nonexistent/vmm".into(),

@@ -1,11 +1,13 @@
-//! The RPC server: one thread, one epoll set, any number of connections and commands.
+//! The server: one thread, one epoll set, any number of RPC connections, commands and forwarded streams.
 //!
 //! Every buffer is bounded. A host that does not read stops its commands' outputs, not the agent; a command that does
 //! not read its input stops the connection it came from, until it reads, ends, or the connection is closed.
 
 mod call;
 mod connection;
+mod forward;
 mod requests;
+mod splice;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -26,6 +28,7 @@ use crate::forkpoint::{self, Forkpoint};
 use crate::reap::Reaper;
 use call::Call;
 use connection::{Connection, Fill};
+use forward::Forward;
 
 /// Most connections at a time; further ones are closed at once.
 const MAX_CONNECTIONS: usize = 256;
@@ -53,17 +56,32 @@ const CHILDREN: u64 = 1;
 const CONNECTION: u64 = 2;
 const STDIN: u64 = 3;
 const OUTPUTS: [u64; 2] = [4, 5];
+const FORWARDED: [u64; 2] = [6, 7];
 const KIND_BITS: u32 = 3;
+
+/// Whom a new connection wants: ids of [`LISTENER`].
+const RPC: u32 = 0;
+const FORWARD: u32 = 1;
+
+/// Where connections come in. They must not block.
+#[derive(Debug)]
+pub struct Listeners {
+    /// RPC.
+    pub rpc: OwnedFd,
+    /// Streams to ports of the guest.
+    pub forward: OwnedFd,
+}
 
 /// See the module's description.
 pub struct Server {
     epoll: OwnedFd,
-    listener: OwnedFd,
+    listeners: Listeners,
     reaper: Reaper,
     environment: Environment,
     forkpoint: Option<Forkpoint>,
     connections: BTreeMap<u32, Connection>,
     calls: BTreeMap<u32, Call>,
+    forwards: BTreeMap<u32, Forward>,
     by_pid: BTreeMap<RawPid, u32>,
     next_id: u32,
     scratch: Box<[u8]>,
@@ -71,25 +89,27 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves connections accepted on `listener`, which must not block. Without a `forkpoint`, freezing is refused.
+    /// Serves connections accepted on `listeners`. Without a `forkpoint`, freezing is refused.
     pub fn new(
-        listener: OwnedFd,
+        listeners: Listeners,
         reaper: Reaper,
         environment: Environment,
         forkpoint: Option<Forkpoint>,
     ) -> Result<Self, Error> {
         let failed = |errno: Errno| Error::System("watch its descriptors", errno.into());
         let epoll = epoll::create(CreateFlags::CLOEXEC).map_err(failed)?;
-        epoll::add(&epoll, &listener, token(0, LISTENER), EventFlags::IN).map_err(failed)?;
+        epoll::add(&epoll, &listeners.rpc, token(RPC, LISTENER), EventFlags::IN).map_err(failed)?;
+        epoll::add(&epoll, &listeners.forward, token(FORWARD, LISTENER), EventFlags::IN).map_err(failed)?;
         epoll::add(&epoll, reaper.fd(), token(0, CHILDREN), EventFlags::IN).map_err(failed)?;
         Ok(Self {
             epoll,
-            listener,
+            listeners,
             reaper,
             environment,
             forkpoint,
             connections: BTreeMap::new(),
             calls: BTreeMap::new(),
+            forwards: BTreeMap::new(),
             by_pid: BTreeMap::new(),
             next_id: 1,
             scratch: vec![0; CHUNK].into_boxed_slice(),
@@ -131,21 +151,22 @@ impl Server {
     fn dispatch(&mut self, token: u64, flags: EventFlags) -> Result<(), Error> {
         let id = (token >> KIND_BITS) as u32;
         match token & ((1 << KIND_BITS) - 1) {
-            LISTENER => self.accept()?,
+            LISTENER => self.accept(id)?,
             CHILDREN => self.reaper.reap(),
             CONNECTION => self.on_connection(id, flags)?,
             STDIN => self.on_stdin(id)?,
-            kind => {
-                let index = OUTPUTS.iter().position(|output| *output == kind).expect("all kinds are listed");
-                self.on_output(id, index);
-            }
+            kind => match OUTPUTS.iter().position(|output| *output == kind) {
+                Some(index) => self.on_output(id, index),
+                None => self.on_forwarded(id),
+            },
         }
         Ok(())
     }
 
-    fn accept(&mut self) -> Result<(), Error> {
+    fn accept(&mut self, wanted: u32) -> Result<(), Error> {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        let stream = match rustix::net::accept_with(&self.listener, flags) {
+        let listener = if wanted == RPC { &self.listeners.rpc } else { &self.listeners.forward };
+        let stream = match rustix::net::accept_with(listener, flags) {
             Ok(stream) => stream,
             Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED | Errno::CONNRESET) => return Ok(()),
             Err(Errno::NOMEM | Errno::NOBUFS | Errno::MFILE | Errno::NFILE) => {
@@ -155,7 +176,9 @@ impl Server {
             }
             Err(errno) => return Err(Error::System("accept a connection", errno.into())),
         };
-        if self.connections.len() < MAX_CONNECTIONS {
+        if wanted == FORWARD {
+            self.forward(stream);
+        } else if self.connections.len() < MAX_CONNECTIONS {
             let id = self.new_id();
             let mut connection = Connection::new(stream);
             connection.interest = connection.wanted();

@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 
 use forkling_proto::rpc::{CallError, Exec, Exit, HEADER_LEN, Header, Kind, frame};
 
+/// Name of the socket for forwarded streams.
+pub const FORWARD: &str = "forward.sock";
+
 pub struct Agent {
     pub process: Child,
     directory: tempfile::TempDir,
@@ -19,6 +22,7 @@ impl Agent {
         let process = Command::new(env!("CARGO_BIN_EXE_forkling-agent"))
             .arg("--serve-unix")
             .arg(&path)
+            .arg(directory.path().join(FORWARD))
             .spawn()
             .unwrap();
         // The path is there a moment before somebody listens.
@@ -30,6 +34,15 @@ impl Agent {
         let stream = UnixStream::connect(self.directory.path().join("agent.sock")).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         Host { stream, next: 0 }
+    }
+
+    /// A stream to TCP port `port` of the loopback; the verdict is not read.
+    #[allow(dead_code, reason = "not every test binary forwards")]
+    pub fn forward(&self, port: u16) -> UnixStream {
+        let mut stream = UnixStream::connect(self.directory.path().join(FORWARD)).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        stream.write_all(&forkling_proto::forward::header(port)).unwrap();
+        stream
     }
 
     pub fn path(&self, name: &str) -> String {

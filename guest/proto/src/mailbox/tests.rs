@@ -8,12 +8,14 @@ fn sample() -> (Header, Identity) {
         param: 3,
         wall_clock_ns: 1_700_000_000_000_000_000,
         entropy: [9; 64],
+        prepare: true,
     };
     let identity = Identity {
         id: "f-1".to_string(),
         hostname: "worker-1".to_string(),
         machine_id: "0123456789abcdef0123456789abcdef".to_string(),
         env: vec![("A".to_string(), "b".to_string())],
+        network: Some(Network { ipv4: core::net::Ipv4Addr::new(100, 64, 1, 2) }),
     };
     (header, identity)
 }

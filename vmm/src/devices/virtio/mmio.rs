@@ -39,12 +39,26 @@ pub const CONFIG_CHANGE: u32 = 2;
 struct Interrupt {
     status: AtomicU32,
     fd: EventFd,
+    /// Completions the driver was not told of yet ([`VirtioDevice::LAZY_QUEUES`]). Written with the lock held.
+    owed: AtomicU32,
 }
 
 impl Interrupt {
     fn raise(&self, cause: u32) {
         self.status.fetch_or(cause, Ordering::SeqCst);
         self.signal();
+    }
+
+    /// "The device used a buffer", with all that is owed.
+    fn used_buffer(&self) {
+        self.owed.store(0, Ordering::SeqCst);
+        self.raise(USED_BUFFER);
+    }
+
+    /// Forgets everything.
+    fn reset(&self, status: u32) {
+        self.owed.store(0, Ordering::SeqCst);
+        self.status.store(status, Ordering::SeqCst);
     }
 
     fn signal(&self) {
@@ -97,7 +111,8 @@ impl<D: VirtioDevice> MmioTransport<D> {
 
     fn assemble(slot: Slot, ram: GuestRam, interrupt_status: u32, inner: Inner<D>) -> Result<Self, Error> {
         let eventfd = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(Error::EventFd);
-        let irq = Interrupt { status: AtomicU32::new(interrupt_status), fd: eventfd()? };
+        let irq =
+            Interrupt { status: AtomicU32::new(interrupt_status), fd: eventfd()?, owed: AtomicU32::new(0) };
         Ok(Self { slot, ram, irq, notify: eventfd()?, inner: Mutex::new(inner) })
     }
 
@@ -111,7 +126,7 @@ impl<D: VirtioDevice> MmioTransport<D> {
         inner.registers = state.registers(offered(&inner.device)).map_err(invalid)?;
         inner.queues = state.queues(D::QUEUE_SIZES, &inner.registers, &self.ram).map_err(invalid)?;
         inner.device.rewind(&state.device)?;
-        self.irq.status.store(state.interrupt_status().map_err(invalid)?, Ordering::SeqCst);
+        self.irq.reset(state.interrupt_status().map_err(invalid)?);
         Ok(())
     }
 
@@ -120,7 +135,8 @@ impl<D: VirtioDevice> MmioTransport<D> {
         // Slot, RAM, eventfds and log are the machine's; the rest is state.
         let Self { slot: _, ram: _, irq, notify: _, inner } = self;
         let Inner { registers, queues, device, logged: _ } = &*lock(inner);
-        MmioState::new(registers, irq.status.load(Ordering::SeqCst), queues, device.save())
+        let owed = if irq.owed.load(Ordering::SeqCst) > 0 { USED_BUFFER } else { 0 };
+        MmioState::new(registers, irq.status.load(Ordering::SeqCst) | owed, queues, device.save())
     }
 
     /// Where the device is.
@@ -184,7 +200,7 @@ impl<D: VirtioDevice> MmioTransport<D> {
     fn write_status(&self, inner: &mut Inner<D>, status: u32) -> Result<(), Violation> {
         if status == 0 {
             inner.reset();
-            self.irq.status.store(0, Ordering::SeqCst);
+            self.irq.reset(0);
             return Ok(());
         }
         let was_running = inner.is_running();
@@ -207,6 +223,7 @@ impl<D: VirtioDevice> MmioTransport<D> {
                 tracing::warn!(slot = ?self.slot, %violation, "stopped until the guest's driver resets it");
             }
             inner.registers.status |= NEEDS_RESET;
+            self.irq.owed.store(0, Ordering::SeqCst);
             inner.device.reset();
         }
         if inner.registers.status & DRIVER_OK != 0 {
@@ -233,12 +250,15 @@ impl<D: VirtioDevice> MmioTransport<D> {
         if !inner.is_running() {
             return None;
         }
-        let mut queues = Queues::new(&self.ram, &mut inner.queues);
+        let mut queues = Queues::new(&self.ram, &mut inner.queues, D::LAZY_QUEUES);
         let worked = work(&mut inner.device, &mut queues);
-        match worked.and_then(|done| Ok((done, queues.finish()?))) {
-            Ok((done, Outcome { interrupt, unfinished })) => {
+        let owed = self.irq.owed.load(Ordering::SeqCst);
+        match worked.and_then(|done| Ok((done, queues.finish(owed)?))) {
+            Ok((done, Outcome { interrupt, owed, unfinished })) => {
                 if interrupt {
-                    self.irq.raise(USED_BUFFER);
+                    self.irq.used_buffer();
+                } else {
+                    self.irq.owed.store(owed, Ordering::SeqCst);
                 }
                 if unfinished {
                     self.rerun();
@@ -249,6 +269,20 @@ impl<D: VirtioDevice> MmioTransport<D> {
                 self.fail(inner, violation);
                 None
             }
+        }
+    }
+
+    /// Whether the driver is to hear of completions for which it was not interrupted yet: [`Self::settle`] is to be called in
+    /// a moment.
+    pub fn owes_interrupt(&self) -> bool {
+        self.irq.owed.load(Ordering::SeqCst) > 0
+    }
+
+    /// Interrupts the guest if it is owed that.
+    pub fn settle(&self) {
+        let _inner = lock(&self.inner);
+        if self.owes_interrupt() {
+            self.irq.used_buffer();
         }
     }
 
@@ -265,6 +299,7 @@ impl<D: VirtioDevice> MmioTransport<D> {
             self.irq.signal();
         }
         self.process();
+        self.settle();
     }
 
     /// Guest-physical address of QueueNotify, 4 bytes: where a kick is written.

@@ -33,6 +33,10 @@ pub trait VirtioDevice: Send {
     /// Largest size of each queue in entries, powers of two.
     const QUEUE_SIZES: &'static [u16];
 
+    /// Queues, one bit each, of whose completions the driver needs to hear by the next interrupt only, or in a moment: all
+    /// they tell is that buffers may be used again.
+    const LAZY_QUEUES: u32 = 0;
+
     /// Device-specific feature bits offered (0 to 23 and 50 to 63).
     fn features(&self) -> u64;
 

@@ -22,15 +22,18 @@ pub struct Queues<'a> {
     used: u32,
     /// Where each queue's used ring stood before the pass.
     starts: [u16; MOST_QUEUES],
+    /// Queues whose completions can wait to be heard of, one bit each, and how many of those were made.
+    lazy: u32,
+    completed_lazily: u32,
     budget: u32,
 }
 
 impl<'a> Queues<'a> {
-    /// A pass over `queues`, at most [`MOST_QUEUES`].
-    pub(super) fn new(ram: &'a GuestRam, queues: &'a mut [Queue]) -> Self {
+    /// A pass over `queues`, at most [`MOST_QUEUES`]; `lazy` as in [`super::VirtioDevice::LAZY_QUEUES`].
+    pub(super) fn new(ram: &'a GuestRam, queues: &'a mut [Queue], lazy: u32) -> Self {
         let mut starts = [0; MOST_QUEUES];
         starts.iter_mut().zip(&*queues).for_each(|(start, queue)| *start = queue.next_used());
-        Self { ram, queues, used: 0, starts, budget: BUDGET }
+        Self { ram, queues, used: 0, starts, lazy, completed_lazily: 0, budget: BUDGET }
     }
 
     /// Guest memory, to read and write chains.
@@ -69,6 +72,7 @@ impl<'a> Queues<'a> {
         let len = u32::try_from(len).map_err(|_| Violation::Chain(index))?;
         self.queues[index].add_used(self.ram, chain.head(), len).map_err(|_| Violation::Ring(index))?;
         self.used |= 1 << index;
+        self.completed_lazily += self.lazy >> index & 1;
         Ok(())
     }
 
@@ -109,15 +113,24 @@ impl<'a> Queues<'a> {
         added.map_err(|_| Violation::Ring(index))
     }
 
-    /// Ends the pass: whether the driver wants an interrupt, and whether work was left for another pass.
-    pub(super) fn finish(self) -> Result<Outcome, Violation> {
+    /// Ends the pass: whether the driver wants an interrupt, and whether work was left for another pass. `owed` is how many
+    /// completions the driver was to hear of before, and has not.
+    pub(super) fn finish(self, mut owed: u32) -> Result<Outcome, Violation> {
         let mut interrupt = false;
         for (index, (queue, start)) in self.queues.iter().zip(self.starts).enumerate() {
-            if self.used & (1 << index) != 0 {
-                interrupt |= wants_interrupt(queue, self.ram, start).map_err(|_| Violation::Ring(index))?;
+            if self.used & (1 << index) == 0 {
+                continue;
+            }
+            let wanted = wants_interrupt(queue, self.ram, start).map_err(|_| Violation::Ring(index))?;
+            if self.lazy & (1 << index) == 0 {
+                interrupt |= wanted;
+            } else if wanted || owed > 0 {
+                owed = owed.saturating_add(self.completed_lazily);
+                // Long before a driver could wait for room; a chain has two descriptors or more.
+                interrupt |= owed >= u32::from(queue.size() / 4);
             }
         }
-        Ok(Outcome { interrupt, unfinished: self.budget == 0 })
+        Ok(Outcome { interrupt, owed, unfinished: self.budget == 0 })
     }
 }
 
@@ -139,6 +152,8 @@ fn wants_interrupt(queue: &Queue, ram: &GuestRam, start: u16) -> Result<bool, Gu
 pub(super) struct Outcome {
     /// The driver wants to hear of completed chains.
     pub interrupt: bool,
+    /// Without that, completions it can hear of later.
+    pub owed: u32,
     /// The budget ran out.
     pub unfinished: bool,
 }

@@ -49,10 +49,10 @@ fn what_is_wanted_first_comes_first_and_nothing_twice() {
     let dir = tempfile::tempdir().unwrap();
     let snapshot = write(dir.path(), &WorkingSet::default());
     let first = WorkingSet::new([30, 31], [7]);
-    WorkingSet::new([5, 30, 31, 32], [7, 8]).write_after(&first, dir.path()).unwrap();
+    WorkingSet::new([5, 30, 31, 32], [7, 8]).write_by_stages(&[first], dir.path()).unwrap();
     let pages = snapshot.working_pages().unwrap().unwrap();
     assert_eq!((check(&pages), pages.urgent_segments()), (vec![7, 30, 31, 8, 5, 32], 1));
-    WorkingSet::new(0..100, []).write_after(&WorkingSet::new(0..17, []), dir.path()).unwrap();
+    WorkingSet::new(0..100, []).write_by_stages(&[WorkingSet::new(0..17, [])], dir.path()).unwrap();
     let pages = snapshot.working_pages().unwrap().unwrap();
     assert_eq!((pages.segments(), pages.urgent_segments()), (7, 2));
     WorkingSet::new(0..100, []).write(dir.path()).unwrap();

@@ -21,7 +21,7 @@ fn pages_become_ranges_and_writes_win() {
     assert_eq!(set.write, [range(8, 2), range(100, 1)]);
     assert_eq!(set.pages(), (4, 3));
     assert_eq!(set.chunks(), [0, 1, 6]);
-    assert_eq!(WorkingSet { read: vec![range(15, 34)], write: vec![] }.chunks(), [0, 1, 2, 3]);
+    assert_eq!(WorkingSet { read: vec![range(15, 34)], ..WorkingSet::default() }.chunks(), [0, 1, 2, 3]);
     assert_eq!(set.to_string(), "4 pages read, 3 written");
 }
 
@@ -48,6 +48,11 @@ fn the_text_is_as_documented() {
     let text = br#"{"format":1,"read":[[5,3]],"write":[[9,1]]}"#;
     assert_eq!(set.encode(), text);
     assert_eq!(WorkingSet::decode(text, MEMORY).unwrap(), set);
+    let set = WorkingSet::new([5], [7, 8, 9]).beginning_with(&WorkingSet::new([5, 9], [6, 7, 8]));
+    let text = br#"{"format":1,"read":[[5,1]],"write":[[7,3]],"acknowledge":[[7,2]]}"#;
+    assert_eq!(set.encode(), text);
+    assert_eq!(WorkingSet::decode(text, MEMORY).unwrap(), set);
+    assert_eq!(set.written_later(), [range(9, 1)]);
 }
 
 #[test]
@@ -61,6 +66,7 @@ fn what_it_should_not_say_is_refused() {
         (r#"{"format":1,"read":[[5,2],[6,1]],"write":[]}"#.to_owned(), "order"),
         (r#"{"format":1,"read":[[6,1],[5,1]],"write":[]}"#.to_owned(), "order"),
         (r#"{"format":1,"read":[[5,3]],"write":[[1,1],[7,1]]}"#.to_owned(), "both"),
+        (r#"{"format":1,"read":[],"write":[[5,3]],"acknowledge":[[7,2]]}"#.to_owned(), "not written"),
         (format!(r#"{{"format":1,"read":[],"write":[[{PAGES},1]]}}"#), "outside"),
         (format!(r#"{{"format":1,"read":[[{},18446744073709551615]],"write":[]}}"#, PAGES - 1), "outside"),
         (format!(r#"{{"format":1,"read":[{}[900,1]],"write":[]}}"#, "[1,1],".repeat(70_000)), "too many"),

@@ -8,6 +8,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 
 use super::packet::{Header, Key, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, op};
+use crate::protocol::{Opening, Passage};
 
 /// Bytes from the guest a connection holds while its host socket takes none; the credit the guest gets.
 pub const BUFFER: u32 = 256 * 1024;
@@ -55,6 +56,14 @@ pub enum Received {
     Nothing,
 }
 
+/// A stream whose fate somebody counts.
+#[derive(Clone, Copy, Debug)]
+struct Forward {
+    group: u32,
+    /// The guest's verdict was read, and it was good.
+    accepted: bool,
+}
+
 /// What epoll said of a host socket.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Readiness {
@@ -74,6 +83,11 @@ pub struct Connection {
     phase: Phase,
     owed: Owed,
     interest: Option<Interest>,
+    /// The host is to be told that the guest accepted.
+    announce: bool,
+    /// Bytes for the guest ahead of the host's.
+    first: Vec<u8>,
+    forward: Option<Forward>,
     /// The host socket may have data (true until a read finds none).
     readable: bool,
     /// The host sends no more.
@@ -97,9 +111,16 @@ pub struct Connection {
 
 impl Connection {
     /// A connection the host asks for.
-    pub fn to_guest(key: Key, stream: OwnedFd) -> Self {
+    pub fn to_guest(key: Key, stream: OwnedFd, opening: Opening) -> Self {
         let owed = Owed { request: true, ..Owed::default() };
-        Self { owed, ..Self::new(key, stream, Phase::New) }
+        let connection = Self { owed, ..Self::new(key, stream, Phase::New) };
+        match opening {
+            Opening::Plain => connection,
+            Opening::Announced => Self { announce: true, ..connection },
+            Opening::Forwarded { group, first } => {
+                Self { first, forward: Some(Forward { group, accepted: false }), ..connection }
+            }
+        }
     }
 
     /// A connection the guest asked for with `request`, accepted.
@@ -117,6 +138,9 @@ impl Connection {
             phase,
             owed: Owed::default(),
             interest: None,
+            announce: false,
+            first: Vec::new(),
+            forward: None,
             readable: true,
             host_ended: false,
             host_hung_up: false,
@@ -134,6 +158,17 @@ impl Connection {
     /// Its ports.
     pub fn key(&self) -> Key {
         self.key
+    }
+
+    /// Its group, if it is forwarded.
+    pub fn group(&self) -> Option<u32> {
+        self.forward.map(|forward| forward.group)
+    }
+
+    /// What its end is to those who count forwarded streams: their group, and what it was.
+    pub fn passed(&self) -> Option<(u32, Passage)> {
+        let passage = |forward: Forward| if forward.accepted { Passage::Ended } else { Passage::Refused };
+        self.forward.map(|forward| (forward.group, passage(forward)))
     }
 
     /// How far it is.
@@ -199,6 +234,12 @@ impl Connection {
 
     /// Reads from the host into `data`, which is not empty and not longer than the credit.
     pub fn receive(&mut self, data: &mut [u8]) -> Result<Received, Gone> {
+        if !self.first.is_empty() {
+            let len = self.first.len().min(data.len());
+            data[..len].copy_from_slice(&self.first[..len]);
+            self.first.drain(..len);
+            return Ok(Received::Data(len));
+        }
         match retry(|| recv(&self.stream, &mut *data, RecvFlags::DONTWAIT)) {
             Ok((0, _)) => {
                 self.host_ended = true;
@@ -229,9 +270,35 @@ impl Connection {
         self.peer_forwarded = header.fwd_cnt;
     }
 
-    /// The guest accepted the connection.
-    pub fn open(&mut self) {
+    /// The guest accepted the connection. Errors: the host cannot be told.
+    pub fn open(&mut self) -> Result<(), Gone> {
         self.phase = Phase::Open;
+        if !self.announce {
+            return Ok(());
+        }
+        let line = format!("OK {}\n", self.key.host_port);
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        // Nothing was sent on the stream before, so a socket that does not take the line whole is of no use.
+        match retry(|| send(&self.stream, line.as_bytes(), flags)) {
+            Ok(len) if len == line.len() => Ok(()),
+            _ => Err(Gone),
+        }
+    }
+
+    /// Whether the guest's next byte is its verdict.
+    pub fn awaits_verdict(&self) -> bool {
+        self.forward.is_some_and(|forward| !forward.accepted)
+    }
+
+    /// The guest's first byte. Returns the group if it is good. Errors: it is not.
+    pub fn take_verdict(&mut self, verdict: u8) -> Result<Option<u32>, Gone> {
+        if verdict != 0 {
+            return Err(Gone);
+        }
+        self.count_forwarded(1);
+        let Some(forward) = &mut self.forward else { return Ok(None) };
+        forward.accepted = true;
+        Ok(Some(forward.group))
     }
 
     /// The guest asks how much it may send.

@@ -1,12 +1,12 @@
 //! virtio-vsock (virtio 1.2, 5.10), streams only, its host side in this process.
 //!
 //! A host stream (a connected stream socket) is joined with a guest port by [`Vsock::connect`]; a guest that connects
-//! to a host port gets what [`HostPorts`] has there. Everything runs on the event loop's thread, except a reset by
-//! the driver, which closes all streams on a vCPU's.
+//! to a host port waits until [`HostPorts`], which is asked for a stream, has an answer ([`Vsock::dialled`]). Everything
+//! runs on the event loop's thread, except a reset by the driver, which closes all streams on a vCPU's.
 //!
 //! Packets for the guest go out in the order: resets, control packets, data, each kind in turn over the connections.
 //! All are bounded: control packets are flags of their connection, resets are at most 256 (then the guest's
-//! packets wait in its queue) plus one per connection, data stays in the host's socket until the guest has a buffer.
+//! packets wait in its queue) plus one per connection or request, data stays in the host's socket until the guest has a buffer.
 //!
 //! The fast path of a new connection: REQUEST is put into the guest's queue and the interrupt raised before epoll
 //! hears of the socket; when the guest accepts, the first bytes are read without waiting for epoll, and the guest's
@@ -17,18 +17,20 @@
 //! moment, new ones included.
 
 use std::collections::VecDeque;
-use std::fmt::Debug;
 use std::os::fd::OwnedFd;
 
 use mio::{Registry, Token};
 
 use self::connection::{Connection, Gone, Phase, Readiness};
+use self::dial::Dials;
 use self::packet::{GUEST_CID, Key};
 use self::table::Table;
 use super::{Queues, Violation, VirtioDevice, copy_config};
 use crate::devices::Error;
+use crate::protocol::{Opening, Passage};
 
 pub mod connection;
+mod dial;
 pub mod packet;
 mod rx;
 pub mod state;
@@ -37,6 +39,7 @@ pub mod table;
 mod tests;
 mod tx;
 
+pub use dial::HostPorts;
 pub use state::VsockState;
 pub use table::MAX_CONNECTIONS;
 
@@ -57,12 +60,6 @@ const MAX_RESETS: usize = 256;
 /// Most bytes moved in one step.
 const SCRATCH: usize = 64 * 1024;
 
-/// Who answers a guest that connects to the host.
-pub trait HostPorts: Debug + Send {
-    /// A connected stream socket for host port `port`, or `None` to refuse.
-    fn open(&mut self, port: u32) -> Option<OwnedFd>;
-}
-
 /// Host side of the device.
 #[derive(Debug)]
 pub struct Backend {
@@ -70,8 +67,6 @@ pub struct Backend {
     pub registry: Registry,
     /// First of [`MAX_CONNECTIONS`] tokens that are the device's.
     pub first_token: usize,
-    /// Host ports the guest may connect to; without, it is refused.
-    pub ports: Option<Box<dyn HostPorts>>,
 }
 
 /// Why the host cannot connect to the guest. The stream is closed.
@@ -108,6 +103,12 @@ pub struct Vsock {
     last_port: u32,
     gate: Gate,
     resets: VecDeque<Key>,
+    /// Who is asked for host ports; without, the guest is refused.
+    ports: Option<Box<dyn HostPorts>>,
+    /// Connections the guest asked for and the host has not answered.
+    dials: Dials,
+    /// What became of forwarded streams, and was not told yet.
+    news: Vec<(u32, Passage)>,
     scratch: Vec<u8>,
 }
 
@@ -120,6 +121,9 @@ impl Vsock {
             last_port: FIRST_HOST_PORT - 1,
             gate: Gate::Open,
             resets: VecDeque::new(),
+            ports: None,
+            dials: Dials::default(),
+            news: Vec::new(),
             scratch: Vec::new(),
         }
     }
@@ -127,8 +131,16 @@ impl Vsock {
     /// Continues from a saved state, without its connections. Errors: a port the host never uses.
     pub fn restore(state: &VsockState, backend: Backend) -> Result<Self, Error> {
         let mut device = Self::new(backend);
-        device.rewind(state)?;
+        device.go_to(state)?;
         Ok(device)
+    }
+
+    fn go_to(&mut self, state: &VsockState) -> Result<(), Error> {
+        state.validate()?;
+        let VsockState { last_port, had_connections } = *state;
+        self.last_port = last_port;
+        self.gate = if had_connections { Gate::Announce } else { Gate::Open };
+        Ok(())
     }
 
     /// The event loop's epoll.
@@ -142,12 +154,13 @@ impl Vsock {
         queues: &mut Queues<'_>,
         port: u32,
         stream: OwnedFd,
+        opening: Opening,
     ) -> Result<Result<usize, ConnectError>, Violation> {
         if !self.table.has_room() {
             return Ok(Err(ConnectError::TooMany));
         }
         let key = self.next_key(port);
-        let slot = self.table.insert(Connection::to_guest(key, stream));
+        let slot = self.table.insert(Connection::to_guest(key, stream, opening));
         self.fill_rx(queues)?;
         Ok(Ok(slot))
     }
@@ -158,7 +171,7 @@ impl Vsock {
             let next = self.last_port + 1;
             self.last_port = if next == u32::MAX { FIRST_HOST_PORT } else { next };
             let key = Key { host_port: self.last_port, guest_port };
-            if self.table.find(key).is_none() {
+            if self.table.find(key).is_none() && !self.dials.has(key) {
                 return key;
             }
         }
@@ -197,7 +210,21 @@ impl Vsock {
     fn close(&mut self, slot: usize) {
         if let Some(mut connection) = self.table.remove(slot) {
             connection.unwatch(&self.backend.registry);
+            self.news.extend(connection.passed());
         }
+    }
+
+    /// Ends the forwarded streams of a group for both sides.
+    pub fn cut(&mut self, queues: &mut Queues<'_>, group: u32) -> Result<(), Violation> {
+        for slot in self.table.of_group(group) {
+            self.abort(slot);
+        }
+        self.fill_rx(queues)
+    }
+
+    /// What became of forwarded streams since the last call.
+    pub fn take_news(&mut self) -> Vec<(u32, Passage)> {
+        std::mem::take(&mut self.news)
     }
 
     /// Ends a connection for both sides.
@@ -224,6 +251,8 @@ impl VirtioDevice for Vsock {
 
     const ID: u32 = 19;
     const QUEUE_SIZES: &'static [u16] = &[256, 256, 16];
+    // An answer to what the guest sent mostly follows, and interrupts it anyway.
+    const LAZY_QUEUES: u32 = 1 << TX;
 
     fn features(&self) -> u64 {
         // None means streams only.
@@ -243,8 +272,10 @@ impl VirtioDevice for Vsock {
     fn reset(&mut self) {
         for mut connection in self.table.clear() {
             connection.unwatch(&self.backend.registry);
+            self.news.extend(connection.passed());
         }
         self.resets.clear();
+        self.dials.clear();
         self.gate = Gate::Open;
     }
 
@@ -261,16 +292,16 @@ impl VirtioDevice for Vsock {
 
     fn save(&self) -> VsockState {
         // Streams and what waits for them are the host's; scratch is between two steps never in use.
-        let Self { backend: _, table, last_port, gate, resets, scratch: _ } = self;
-        let had_connections = !table.is_empty() || !resets.is_empty() || *gate != Gate::Open;
+        let Self { backend: _, table, last_port, gate, resets, dials, ports: _, news: _, scratch: _ } = self;
+        let had_connections =
+            !table.is_empty() || !resets.is_empty() || !dials.is_empty() || *gate != Gate::Open;
         VsockState { last_port: *last_port, had_connections }
     }
 
     fn rewind(&mut self, state: &VsockState) -> Result<(), Error> {
-        state.validate()?;
-        let VsockState { last_port, had_connections } = *state;
-        self.last_port = last_port;
-        self.gate = if had_connections { Gate::Announce } else { Gate::Open };
-        Ok(())
+        // What the host offered and who counts was for the life before.
+        self.ports = None;
+        self.news.clear();
+        self.go_to(state)
     }
 }

@@ -140,6 +140,13 @@ impl Table {
         self.data.next()
     }
 
+    /// Slots of the forwarded connections of a group.
+    pub fn of_group(&self, group: u32) -> Vec<usize> {
+        let is_of = |connection: &Connection| connection.group() == Some(group);
+        let slots = self.slots.iter().enumerate();
+        slots.filter(|(_, slot)| slot.as_ref().is_some_and(is_of)).map(|(index, _)| index).collect()
+    }
+
     /// Takes all connections out.
     pub fn clear(&mut self) -> impl Iterator<Item = Connection> + use<> {
         std::mem::take(self).slots.into_iter().flatten()

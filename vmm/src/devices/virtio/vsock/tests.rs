@@ -1,18 +1,21 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
 use super::connection::BUFFER;
 use super::packet::{Header, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, op};
-use super::{ConnectError, FIRST_HOST_PORT, HostPorts, MAX_CONNECTIONS};
+use super::{ConnectError, FIRST_HOST_PORT, MAX_CONNECTIONS};
 use crate::devices::testing::Host;
 use crate::devices::virtio::mmio::registers::STATUS;
 use crate::memory::layout::Slot;
+use crate::protocol::Opening;
 
 mod bulk;
+mod dial;
 mod guest;
 mod hostile;
+mod lazy;
+mod openings;
 mod restore;
 
 use guest::Guest;
@@ -48,7 +51,7 @@ fn a_connection_is_asked_for_accepted_and_carries_data_both_ways() {
     let (mut stream, device_end) = UnixStream::pair().unwrap();
     // The client does not wait to be connected.
     stream.write_all(b"ping").unwrap();
-    guest.host.devices.connect(AGENT, device_end.into()).unwrap();
+    guest.host.devices.connect(AGENT, device_end.into(), Opening::Plain).unwrap();
     let (request, _) = guest.receive().unwrap();
     assert_eq!((request.op, request.src_port, request.dst_port), (op::REQUEST, FIRST_HOST_PORT, AGENT));
     assert_eq!((request.src_cid, request.dst_cid, request.kind, request.len), (2, 3, 1, 0));
@@ -79,7 +82,7 @@ fn connections_get_ports_of_their_own() {
 fn a_refused_connection_closes_the_stream() {
     let mut guest = Guest::new();
     let (mut stream, device_end) = UnixStream::pair().unwrap();
-    guest.host.devices.connect(AGENT, device_end.into()).unwrap();
+    guest.host.devices.connect(AGENT, device_end.into(), Opening::Plain).unwrap();
     let (request, _) = guest.receive().unwrap();
     assert!(!is_closed(&mut stream));
     guest.answer(&request, op::RST, 0, b"");
@@ -91,7 +94,10 @@ fn a_refused_connection_closes_the_stream() {
 fn without_a_driver_the_stream_is_closed_at_once() {
     let host = Host::new();
     let (mut stream, device_end) = UnixStream::pair().unwrap();
-    assert!(matches!(host.devices.connect(AGENT, device_end.into()), Err(ConnectError::NotReady)));
+    assert!(matches!(
+        host.devices.connect(AGENT, device_end.into(), Opening::Plain),
+        Err(ConnectError::NotReady)
+    ));
     assert!(is_closed(&mut stream));
 }
 
@@ -101,12 +107,15 @@ fn the_table_of_connections_is_bounded() {
     let mut ends = Vec::new();
     for _ in 0..MAX_CONNECTIONS {
         let (stream, device_end) = UnixStream::pair().unwrap();
-        guest.host.devices.connect(AGENT, device_end.into()).unwrap();
+        guest.host.devices.connect(AGENT, device_end.into(), Opening::Plain).unwrap();
         ends.push(stream);
         guest.receive().unwrap();
     }
     let (mut stream, device_end) = UnixStream::pair().unwrap();
-    assert!(matches!(guest.host.devices.connect(AGENT, device_end.into()), Err(ConnectError::TooMany)));
+    assert!(matches!(
+        guest.host.devices.connect(AGENT, device_end.into(), Opening::Plain),
+        Err(ConnectError::TooMany)
+    ));
     assert!(is_closed(&mut stream));
 }
 
@@ -253,7 +262,7 @@ fn a_stream_shared_with_its_sender_is_forgotten_all_the_same() {
     let (mut stream, device_end) = UnixStream::pair().unwrap();
     // As descriptors passed over a socket are.
     let sender = device_end.try_clone().unwrap();
-    guest.host.devices.connect(AGENT, device_end.into()).unwrap();
+    guest.host.devices.connect(AGENT, device_end.into(), Opening::Plain).unwrap();
     let (request, _) = guest.receive().unwrap();
     guest.answer(&request, op::RST, 0, b"");
     stream.write_all(b"anyone?").unwrap();
@@ -268,7 +277,7 @@ fn a_guest_without_receive_buffers_gets_its_packets_later() {
     let mut guest = Guest::starved();
     let (mut stream, device_end) = UnixStream::pair().unwrap();
     stream.write_all(b"patience").unwrap();
-    guest.host.devices.connect(AGENT, device_end.into()).unwrap();
+    guest.host.devices.connect(AGENT, device_end.into(), Opening::Plain).unwrap();
     for port in 0..10 {
         guest.send(Header { src_port: port, ..guest::header(op::RW) }, b"");
     }
@@ -277,32 +286,4 @@ fn a_guest_without_receive_buffers_gets_its_packets_later() {
     let resets = (0..10).map(|_| guest.receive().unwrap().0);
     assert!(resets.into_iter().all(|header| header.op == op::RST), "resets first");
     assert_eq!(guest.receive().unwrap().0.op, op::REQUEST);
-}
-
-#[derive(Debug)]
-struct OnePort(Option<UnixStream>);
-
-impl HostPorts for OnePort {
-    fn open(&mut self, port: u32) -> Option<OwnedFd> {
-        self.0.take_if(|_| port == 52).map(OwnedFd::from)
-    }
-}
-
-#[test]
-fn a_guest_may_connect_to_ports_the_host_has() {
-    let (mut stream, device_end) = UnixStream::pair().unwrap();
-    let ports = Box::new(OnePort(Some(device_end)));
-    let mut guest = Guest::on(Host::with_ports(Some(ports)));
-    stream.write_all(b"welcome").unwrap();
-    let ask = |port| Header { src_port: 5000, dst_port: port, ..guest::header(op::REQUEST) };
-    guest.send(ask(51), b"");
-    assert_eq!(guest.receive().unwrap().0.op, op::RST);
-    guest.send(ask(52), b"");
-    let (response, _) = guest.receive().unwrap();
-    assert_eq!((response.op, response.src_port, response.dst_port), (op::RESPONSE, 52, 5000));
-    assert_eq!(guest.receive().unwrap().1, b"welcome");
-    guest.send(Header { op: op::RW, ..ask(52) }, b"thanks");
-    assert_eq!(read_all(&mut stream), b"thanks");
-    guest.send(Header { src_port: 5001, ..ask(52) }, b"");
-    assert_eq!(guest.receive().unwrap().0.op, op::RST, "taken");
 }

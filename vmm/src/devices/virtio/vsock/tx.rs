@@ -1,10 +1,11 @@
 //! Packets from the guest.
 
-use super::connection::{Connection, Gone, Phase};
+use super::connection::{Gone, Phase};
 use super::packet::{GUEST_CID, HEADER_SIZE, HOST_CID, Header, Key, STREAM, op};
 use super::{MAX_RESETS, SCRATCH, TX, Vsock, at_least};
 use crate::devices::virtio::{Chain, Queues, Violation};
 use crate::memory::GuestRam;
+use crate::protocol::Passage;
 
 impl Vsock {
     /// Takes the guest's packets. True: some are left, because too many answers wait for the guest.
@@ -27,9 +28,12 @@ impl Vsock {
         let key = Key::of_guest_packet(header);
         let slot = self.table.find(key).filter(|_| header.kind == STREAM);
         match (slot, header.op) {
-            (None, op::RST) => {}
-            (None, op::REQUEST) if header.kind == STREAM => self.accept(key, header),
-            (None, _) => self.resets.push_back(key),
+            (None, op::RST) => self.dials.forget(key),
+            (None, op::REQUEST) if header.kind == STREAM => self.dial(key, header),
+            (None, _) => {
+                self.dials.forget(key);
+                self.resets.push_back(key);
+            }
             (Some(slot), op::RST) => self.close(slot),
             (Some(slot), _) => {
                 let taken = self.take_for(slot, header, ram, chain);
@@ -42,31 +46,27 @@ impl Vsock {
         }
     }
 
-    fn accept(&mut self, key: Key, header: &Header) {
-        let room = self.table.has_room();
-        let stream = self.backend.ports.as_mut().filter(|_| room).and_then(|ports| ports.open(key.host_port));
-        let Some(stream) = stream else {
-            self.resets.push_back(key);
-            return;
-        };
-        let slot = self.table.insert(Connection::from_guest(key, stream, header));
-        // A stream that cannot be watched is aborted there, which is all there is to say of it.
-        let _ = self.watch(slot);
-    }
-
     /// Acts on a packet for the connection in `slot`. Errors: the connection must be aborted, because its host is
     /// gone or the guest breaks the protocol.
     fn take_for(&mut self, slot: usize, header: &Header, ram: &GuestRam, chain: &Chain) -> Result<(), Gone> {
         let connection = self.table.get(slot).ok_or(Gone)?;
         connection.take_credit(header);
         match (header.op, connection.phase()) {
-            (op::RESPONSE, Phase::Requested) => connection.open(),
+            (op::RESPONSE, Phase::Requested) => connection.open()?,
             (op::RW, Phase::Open) => {
                 let len = header.len as usize;
                 if len > connection.room() || len > chain.readable_len() - HEADER_SIZE {
                     return Err(Gone);
                 }
-                for start in (0..len).step_by(SCRATCH) {
+                let mut from = 0;
+                if len > 0 && connection.awaits_verdict() {
+                    let mut verdict = [0];
+                    chain.read(ram, HEADER_SIZE, &mut verdict).map_err(|_| Gone)?;
+                    let group = connection.take_verdict(verdict[0])?;
+                    self.news.extend(group.map(|group| (group, Passage::Accepted)));
+                    from = 1;
+                }
+                for start in (from..len).step_by(SCRATCH) {
                     let piece = at_least(&mut self.scratch, SCRATCH.min(len - start));
                     chain.read(ram, HEADER_SIZE + start, piece).map_err(|_| Gone)?;
                     connection.forward(piece)?;

@@ -4,7 +4,7 @@ use super::*;
 
 fn connection(guest_port: u32) -> Connection {
     let stream = UnixStream::pair().unwrap().0;
-    Connection::to_guest(Key { host_port: 1, guest_port }, stream.into())
+    Connection::to_guest(Key { host_port: 1, guest_port }, stream.into(), crate::protocol::Opening::Plain)
 }
 
 #[test]

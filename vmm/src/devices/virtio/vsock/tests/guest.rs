@@ -6,6 +6,7 @@ use super::super::packet::{GUEST_CID, HEADER_SIZE, HOST_CID, Header, STREAM, op}
 use super::super::{EVENT, RX, TX};
 use crate::devices::testing::{Driver, Host};
 use crate::memory::layout::Slot;
+use crate::protocol::Opening;
 
 const SIZES: [u16; 3] = [256, 256, 16];
 
@@ -120,7 +121,7 @@ impl Guest {
     /// Has the host connect to `port` and accepts. The host's end and the request.
     pub fn accept(&mut self, port: u32) -> (UnixStream, Header) {
         let (stream, device_end) = UnixStream::pair().unwrap();
-        self.host.devices.connect(port, device_end.into()).unwrap();
+        self.host.devices.connect(port, device_end.into(), Opening::Plain).unwrap();
         let (request, _) = self.receive().unwrap();
         assert_eq!((request.op, request.dst_port), (op::REQUEST, port));
         self.answer(&request, op::RESPONSE, 0, b"");

@@ -67,7 +67,7 @@ fn unknown_connections_are_reset_but_resets_are_not() {
 fn data_before_the_response_aborts() {
     let mut guest = Guest::new();
     let (mut stream, device_end) = UnixStream::pair().unwrap();
-    guest.host.devices.connect(AGENT, device_end.into()).unwrap();
+    guest.host.devices.connect(AGENT, device_end.into(), Opening::Plain).unwrap();
     let (request, _) = guest.receive().unwrap();
     guest.answer(&request, op::RW, 0, b"early");
     assert_eq!(guest.receive().unwrap().0.op, op::RST);
@@ -119,7 +119,10 @@ fn a_stopped_device_closes_its_streams_and_works_again_after_a_reset() {
     guest.host.pump();
     assert!(is_closed(&mut stream));
     let (_, device_end) = UnixStream::pair().unwrap();
-    assert!(matches!(guest.host.devices.connect(AGENT, device_end.into()), Err(ConnectError::NotReady)));
+    assert!(matches!(
+        guest.host.devices.connect(AGENT, device_end.into(), Opening::Plain),
+        Err(ConnectError::NotReady)
+    ));
 
     guest.host.write(Slot::Vsock, STATUS, 0);
     for queue in &guest.driver.queues {
@@ -174,7 +177,7 @@ fn random_packets_never_bring_the_device_down() {
         while guest.receive().is_some() {}
         if noise[45] < 8 {
             let (_, device_end) = UnixStream::pair().unwrap();
-            let _ = guest.host.devices.connect(AGENT, device_end.into());
+            let _ = guest.host.devices.connect(AGENT, device_end.into(), Opening::Plain);
         }
     }
     assert_eq!(guest.host.read(Slot::Vsock, STATUS), 15);

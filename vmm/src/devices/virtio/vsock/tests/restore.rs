@@ -36,7 +36,7 @@ fn a_fork_with_connections_is_told_that_they_are_gone_before_anything_else() {
     assert!(guest.host.devices.save().vsock.device.had_connections);
     let mut fork = fork(&guest);
     let (_client, device_end) = UnixStream::pair().unwrap();
-    fork.host.devices.connect(AGENT, device_end.into()).unwrap();
+    fork.host.devices.connect(AGENT, device_end.into(), Opening::Plain).unwrap();
     assert!(fork.receive().is_none());
     assert_eq!(event(&mut fork).unwrap(), [0; 4]);
     assert!(fork.receive().is_none(), "the guest has not dealt with it");
@@ -60,7 +60,7 @@ fn an_event_waits_for_a_buffer() {
     let (_stream, _) = guest.accept(AGENT);
     let mut fork = fork(&guest);
     let (_client, device_end) = UnixStream::pair().unwrap();
-    fork.host.devices.connect(AGENT, device_end.into()).unwrap();
+    fork.host.devices.connect(AGENT, device_end.into(), Opening::Plain).unwrap();
     assert_eq!(event(&mut fork), None);
     assert!(fork.receive().is_none());
     for expected in [Some(vec![0; 4]), None] {
