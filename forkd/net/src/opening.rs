@@ -159,7 +159,11 @@ impl Net {
             | io::ErrorKind::AddrNotAvailable => self.unreachable(key, ip, bytes, Unreachable::Host),
             io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => self.refuse(key, ip, bytes),
             _ => {
-                tracing::warn!(%error, address = %ip.destination, "a connection cannot be made");
+                // Most likely the process has no descriptor left. A guest must not fill the log with that.
+                tracing::debug!(%error, address = %ip.destination, "a connection cannot be made");
+                if let Some(bound) = self.bound_mut(key) {
+                    bound.counters.limited += 1;
+                }
                 self.refuse(key, ip, bytes);
             }
         }
