@@ -1,30 +1,19 @@
 //! Packets of guests. Everything in them is hostile.
 
-use std::{
-    io,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
-};
+use std::net::{IpAddr, Ipv4Addr};
 
-use forkling_proto::network::{GATEWAY_MAC, HOST, TEMPLATE, TEMPLATE_V6, ipv6_of};
-use mio::{Interest, net::TcpStream};
+use forkling_proto::network::{GATEWAY_MAC, TEMPLATE, TEMPLATE_V6, ipv6_of};
 
 use crate::{
     control::{MAX_PACKET, Protocol},
     dhcp,
     dns::ReplyTo,
-    flow::{Flow, FlowId, Kind},
     icmp,
     link::Bound,
-    policy::Verdict,
     server::Net,
-    table::{self, Key},
-    tcp::{Connected, Tcp, Turn, host_address},
-    udp::Udp,
+    table::Key,
     wire::{self, Bad, ICMP, ICMPV6, Ip, PAYLOAD, TCP, UDP, Unreachable, VIRTIO, be16},
 };
-
-/// Longest SYN that is kept until the host has connected.
-const SYN: usize = 512;
 
 impl Net {
     /// Takes a packet of `length` bytes, of which as many are in the buffer as it holds.
@@ -114,8 +103,8 @@ impl Net {
             return;
         }
         match self.guest_at(ip.destination) {
-            Some(guest) => self.to_guest(key, guest, ip, packet),
-            None => self.to_outside(key, ip, bytes),
+            Some(guest) => self.pass_to_guest(key, guest, ip, packet),
+            None => self.pass_outside(key, ip, bytes),
         }
     }
 
@@ -192,7 +181,7 @@ impl Net {
     }
 
     /// Answers an echo request in the name of whoever was asked.
-    fn echo(&mut self, key: Key, ip: &Ip, bytes: &[u8]) {
+    pub fn echo(&mut self, key: Key, ip: &Ip, bytes: &[u8]) {
         let now = self.now;
         let Some(link) = self.links.get_mut(key) else { return };
         let Some(bound) = &mut link.bound else { return };
@@ -217,7 +206,7 @@ impl Net {
     }
 
     /// To a guest: of the same group, or to nobody.
-    fn to_guest(&mut self, key: Key, to: Ipv4Addr, ip: &Ip, packet: &mut [u8]) {
+    fn pass_to_guest(&mut self, key: Key, to: Ipv4Addr, ip: &Ip, packet: &mut [u8]) {
         let now = self.now;
         let group = |link: Key| {
             let guest = &self.links.get(link)?.bound.as_ref()?.guest;
@@ -235,7 +224,7 @@ impl Net {
         peer.send_if_allowed(packet, now);
     }
 
-    fn to_outside(&mut self, key: Key, ip: &Ip, bytes: &[u8]) {
+    fn pass_outside(&mut self, key: Key, ip: &Ip, bytes: &[u8]) {
         match ip.protocol {
             TCP => self.on_tcp(key, ip, bytes),
             UDP => self.on_datagram(key, ip, bytes, Protocol::Udp),
@@ -245,7 +234,7 @@ impl Net {
     }
 
     /// Denies a packet of any protocol, and tells the guest.
-    fn deny(&mut self, key: Key, ip: &Ip, bytes: &[u8]) {
+    pub fn deny(&mut self, key: Key, ip: &Ip, bytes: &[u8]) {
         let payload = &bytes[ip.start..ip.end];
         let (what, port) = match ip.protocol {
             TCP => ("tcp".to_owned(), Some(be16(payload, 2))),
@@ -265,7 +254,7 @@ impl Net {
     }
 
     /// Resets the guest's side of a connection.
-    fn refuse(&mut self, key: Key, ip: &Ip, bytes: &[u8]) {
+    pub fn refuse(&mut self, key: Key, ip: &Ip, bytes: &[u8]) {
         let now = self.now;
         let Some(link) = self.links.get_mut(key) else { return };
         let Some(bound) = &link.bound else { return };
@@ -275,7 +264,7 @@ impl Net {
     }
 
     /// An ICMP error, at a bounded rate, and never for one.
-    fn unreachable(&mut self, key: Key, ip: &Ip, bytes: &[u8], why: Unreachable) {
+    pub fn unreachable(&mut self, key: Key, ip: &Ip, bytes: &[u8], why: Unreachable) {
         let now = self.now;
         let Some(link) = self.links.get_mut(key) else { return };
         let Some(bound) = &mut link.bound else { return };
@@ -288,205 +277,5 @@ impl Net {
         if let Some(answer) = wire::unreachable(bound.mac, gateway, ip, bytes, why) {
             link.send_if_allowed(&answer, now);
         }
-    }
-
-    fn on_tcp(&mut self, key: Key, ip: &Ip, bytes: &[u8]) {
-        let segment = &bytes[ip.start..ip.end];
-        let id = FlowId {
-            protocol: Protocol::Tcp,
-            port: be16(segment, 0),
-            remote: ip.destination,
-            remote_port: be16(segment, 2),
-        };
-        let Some(bound) = self.bound_mut(key) else { return };
-        if let Some(&flow) = bound.flows.get(&id) {
-            return self.flow_turn(flow, Some(&bytes[..ip.end]));
-        }
-        // SYN without ACK, FIN or RST.
-        if segment[13] & 0x17 != 2 || ip.end > SYN || id.port == 0 || id.remote_port == 0 {
-            return self.refuse(key, ip, bytes);
-        }
-        if ip.destination != Bound::gateway(ip.destination) {
-            return self.new_tcp(key, id, ip, bytes);
-        }
-        if id.remote_port == 53 { self.new_names(key, id, ip, bytes) } else { self.deny(key, ip, bytes) }
-    }
-
-    /// A place for one more flow.
-    fn has_place(&mut self, key: Key) -> bool {
-        let Some(bound) = self.bound_mut(key) else { return false };
-        let full = bound.limits.flows != 0 && bound.flows.len() >= bound.limits.flows as usize;
-        bound.counters.limited += u64::from(full);
-        !full
-    }
-
-    /// Whether a flow is allowed and has a place. If so, the name that allows it.
-    fn admit(&mut self, key: Key, id: &FlowId, ip: &Ip, bytes: &[u8]) -> Option<Option<String>> {
-        let name = match self.decide(key, id.target(), None) {
-            Verdict::Denied => {
-                self.deny(key, ip, bytes);
-                return None;
-            }
-            Verdict::Allowed => None,
-            Verdict::AllowedAs(name) => Some(name),
-        };
-        if self.has_place(key) {
-            return Some(name);
-        }
-        match id.protocol {
-            Protocol::Tcp => self.refuse(key, ip, bytes),
-            _ => self.unreachable(key, ip, bytes, Unreachable::Host),
-        }
-        None
-    }
-
-    fn new_tcp(&mut self, key: Key, id: FlowId, ip: &Ip, bytes: &[u8]) {
-        let Some(name) = self.admit(key, &id, ip, bytes) else { return };
-        let token = self.flows.next_key().token(table::Kind::Flow);
-        let connected = TcpStream::connect(host_address(id.remote, id.remote_port)).and_then(|mut stream| {
-            self.poll.registry().register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
-            // Small answers must not wait for acknowledgements.
-            stream.set_nodelay(true)?;
-            Ok(stream)
-        });
-        match connected {
-            Ok(stream) => {
-                let tcp = Tcp::connecting(stream, bytes[..ip.end].to_vec());
-                self.insert(key, id, name, Kind::Tcp(Box::new(tcp)));
-            }
-            Err(error) => self.failed(key, ip, bytes, &error),
-        }
-    }
-
-    fn new_names(&mut self, key: Key, id: FlowId, ip: &Ip, bytes: &[u8]) {
-        if !self.has_place(key) {
-            return self.refuse(key, ip, bytes);
-        }
-        let uptime = self.uptime();
-        let Some(link) = self.links.get_mut(key) else { return };
-        let busy = link.bound.as_ref().map_or(0, |bound| bound.flows.len());
-        let turn = Turn { link, scratch: &mut self.scratch, now: self.now, uptime };
-        let Some(tcp) = Tcp::names(SocketAddr::new(id.remote, id.remote_port), busy, &turn) else { return };
-        let flow = self.insert(key, id, None, Kind::Tcp(Box::new(tcp)));
-        self.flow_turn(flow, Some(&bytes[..ip.end]));
-    }
-
-    fn insert(&mut self, link: Key, id: FlowId, name: Option<String>, kind: Kind) -> Key {
-        let flow = self.flows.insert(Flow { link, id, name, kind, queued: false, wake: None });
-        if let Some(bound) = self.bound_mut(link) {
-            bound.flows.insert(id, flow);
-            bound.counters.flows_opened += 1;
-        }
-        flow
-    }
-
-    /// The turn of a connection that the host has still to make.
-    pub fn connect_turn(&mut self, key: Key, packet: Option<&[u8]>) {
-        let uptime = self.uptime();
-        let Some(flow) = self.flows.get_mut(key) else { return };
-        let Kind::Tcp(tcp) = &mut flow.kind else { return };
-        if let Some(packet) = packet {
-            // The guest gives up, or asks again.
-            if parse(packet).is_some_and(|ip| packet[ip.start + 13] & 4 != 0) {
-                tcp.reset_host();
-                self.end_flow(key);
-            }
-            return;
-        }
-        match tcp.connect() {
-            Connected::NotYet => {}
-            Connected::Yes => {
-                let Some(link) = self.links.get_mut(flow.link) else { return };
-                let busy = link.bound.as_ref().map_or(0, |bound| bound.flows.len());
-                let turn = Turn { link, scratch: &mut self.scratch, now: self.now, uptime };
-                let local = SocketAddr::new(flow.id.remote, flow.id.remote_port);
-                match tcp.open(local, busy, &turn) {
-                    Some(syn) => self.flow_turn(key, Some(&syn)),
-                    None => self.end_flow(key),
-                }
-            }
-            Connected::Failed(error, syn) => {
-                let link = flow.link;
-                self.end_flow(key);
-                if let Some(ip) = parse(&syn) {
-                    self.failed(link, &ip, &syn, &error);
-                }
-            }
-        }
-    }
-
-    /// Tells the guest why the host has no connection for it.
-    fn failed(&mut self, key: Key, ip: &Ip, bytes: &[u8], error: &io::Error) {
-        match error.kind() {
-            // The guest waits for itself.
-            io::ErrorKind::TimedOut => {}
-            io::ErrorKind::HostUnreachable
-            | io::ErrorKind::NetworkUnreachable
-            | io::ErrorKind::PermissionDenied
-            | io::ErrorKind::AddrNotAvailable => self.unreachable(key, ip, bytes, Unreachable::Host),
-            io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => self.refuse(key, ip, bytes),
-            _ => {
-                tracing::warn!(%error, address = %ip.destination, "a connection cannot be made");
-                self.refuse(key, ip, bytes);
-            }
-        }
-    }
-
-    /// A datagram, or an echo request, for the outside.
-    fn on_datagram(&mut self, key: Key, ip: &Ip, bytes: &[u8], protocol: Protocol) {
-        let payload = &bytes[ip.start..ip.end];
-        let icmp = protocol == Protocol::Icmp;
-        if icmp && (payload[0], payload[1]) != (icmp::echo_types(ip.source.is_ipv6()).0, 0) {
-            return self.deny(key, ip, bytes);
-        }
-        let (port, remote_port, data) = if icmp {
-            (be16(payload, 4), 0, payload)
-        } else {
-            (be16(payload, 0), be16(payload, 2), &payload[8..usize::from(be16(payload, 4))])
-        };
-        let id = FlowId { protocol, port, remote: ip.destination, remote_port };
-        let now = self.now;
-        let known = self.bound_mut(key).and_then(|bound| bound.flows.get(&id).copied());
-        let flow = match known {
-            Some(flow) => flow,
-            None => match self.new_datagrams(key, id, ip, bytes) {
-                Some(flow) => flow,
-                None => return,
-            },
-        };
-        let Some(Flow { kind: Kind::Udp(udp), .. }) = self.flows.get_mut(flow) else { return };
-        if let Err(error) = udp.send(data, now)
-            && error.kind() == io::ErrorKind::ConnectionRefused
-        {
-            self.unreachable(key, ip, bytes, Unreachable::Port);
-        }
-        if known.is_none() {
-            self.flow_turn(flow, None);
-        }
-    }
-
-    fn new_datagrams(&mut self, key: Key, id: FlowId, ip: &Ip, bytes: &[u8]) -> Option<Key> {
-        let name = self.admit(key, &id, ip, bytes)?;
-        if id.protocol == Protocol::Icmp && id.remote == HOST {
-            self.echo(key, ip, bytes);
-            return None;
-        }
-        let token = self.flows.next_key().token(table::Kind::Flow);
-        match Udp::connect(&id, self.poll.registry(), token, self.now) {
-            Ok(udp) => Some(self.insert(key, id, name, Kind::Udp(Box::new(udp)))),
-            Err(error) => {
-                tracing::debug!(%error, address = %ip.destination, "datagrams cannot be passed on");
-                self.unreachable(key, ip, bytes, Unreachable::Host);
-                None
-            }
-        }
-    }
-}
-
-/// An IP packet that was verified before.
-fn parse(bytes: &[u8]) -> Option<Ip> {
-    match bytes.first()? >> 4 {
-        4 => wire::ipv4(bytes).ok(),
-        _ => wire::ipv6(bytes).ok(),
     }
 }

@@ -17,6 +17,8 @@ mod host;
 mod icmp;
 mod input;
 mod link;
+mod links;
+mod opening;
 mod policy;
 mod server;
 mod table;

@@ -9,13 +9,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use forkling_vmm::channel::{self, Channel};
+use forkling_vmm::channel::Channel;
 use mio::{Events, Interest, Poll, Token, unix::SourceFd};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::{
     Error,
-    control::{FromNet, Guest, Limits, MAX_PACKET, Policy, Settings, ToNet},
+    control::{FromNet, MAX_PACKET, Settings, ToNet},
     dns::{ReplyTo, resolver::Resolver},
     flow::{Flow, Kind, Next},
     host::HostAddresses,
@@ -51,7 +51,7 @@ pub struct Net {
     pub(crate) poll: Poll,
     pub(crate) settings: Settings,
     pub(crate) links: Table<Link>,
-    ids: HashMap<u64, Key>,
+    pub(crate) ids: HashMap<u64, Key>,
     pub(crate) by_address: HashMap<Ipv4Addr, Key>,
     pub(crate) groups: HashMap<String, Vec<Key>>,
     pub(crate) flows: Table<Flow>,
@@ -156,10 +156,13 @@ impl Net {
         match kind {
             table::Kind::Control => {}
             table::Kind::Link => {
-                if let Some(link) = self.links.get_mut(key) {
-                    link.readable |= readable;
-                    self.enqueue(Work::Link(key));
+                let Some(link) = self.links.get_mut(key) else { return };
+                link.readable |= readable;
+                // A bound link is read to its end first.
+                if link.bound.is_none() && event.is_read_closed() {
+                    return self.detach(key);
                 }
+                self.enqueue(Work::Link(key));
             }
             table::Kind::Flow => {
                 if let Some(flow) = self.flows.get_mut(key) {
@@ -305,6 +308,18 @@ impl Net {
         }
     }
 
+    /// Ends a flow and tells both sides.
+    pub fn abort_flow(&mut self, key: Key) {
+        let Some(flow) = self.flows.get_mut(key) else { return };
+        let Some(link) = self.links.get_mut(flow.link) else { return };
+        let uptime = self.now.saturating_duration_since(self.started);
+        let mut turn = Turn { link, scratch: &mut self.scratch, now: self.now, uptime };
+        if let Kind::Tcp(tcp) = &mut flow.kind {
+            tcp.abort(&mut turn);
+        }
+        self.end_flow(key);
+    }
+
     /// Frees a flow. What its guest was to be told has been told.
     pub fn end_flow(&mut self, key: Key) {
         let Some(flow) = self.flows.remove(key) else { return };
@@ -329,159 +344,6 @@ impl Net {
         match name {
             Some(name) => policy::decide(&bound.policy, world, target, std::iter::once(name)),
             None => policy::decide(&bound.policy, world, target, bound.names_of(target.address, self.now)),
-        }
-    }
-
-    /// Does what `forkd` wants. Returns whether it still wants anything.
-    fn hear(&mut self, channel: &Channel) -> Result<bool, Error> {
-        loop {
-            match channel.try_receive::<ToNet>() {
-                Ok(Some((message, fds))) => self.obey(channel, message, fds)?,
-                Ok(None) => return Ok(false),
-                Err(channel::Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return Ok(true);
-                }
-                Err(channel::Error::Io(error)) if error.kind() == io::ErrorKind::ConnectionReset => {
-                    return Ok(false);
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-
-    fn obey(&mut self, channel: &Channel, message: ToNet, fds: Vec<OwnedFd>) -> Result<(), Error> {
-        match message {
-            ToNet::Start(_) => tracing::error!("started twice; the first settings hold"),
-            ToNet::Attach { link } => self.attach(link, fds),
-            ToNet::Bind { link, guest, policy, limits } => self.bind(link, guest, policy, limits),
-            ToNet::SetPolicy { request, link, policy } => {
-                let done = self.set_policy(link, policy);
-                let answer = if done { FromNet::Done { request } } else { FromNet::NoLink { request } };
-                channel.send(&answer, &[])?;
-            }
-            ToNet::Reset { link } => {
-                if let Some(&key) = self.ids.get(&link) {
-                    self.reset(key);
-                }
-            }
-            ToNet::Inspect { request, link, denials_from } => {
-                let link = self.ids.get(&link).and_then(|key| self.links.get(*key));
-                let answer = match link.and_then(|link| link.report(denials_from)) {
-                    Some(report) => FromNet::Report { request, report: Box::new(report) },
-                    None => FromNet::NoLink { request },
-                };
-                channel.send(&answer, &[])?;
-            }
-            ToNet::Detach { link } => {
-                if let Some(&key) = self.ids.get(&link) {
-                    self.detach(key);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn attach(&mut self, id: u64, fds: Vec<OwnedFd>) {
-        let Ok([frames]) = <[OwnedFd; 1]>::try_from(fds) else {
-            return tracing::error!(link = id, "a link without its socket");
-        };
-        if self.ids.contains_key(&id) {
-            return tracing::error!(link = id, "attached twice; the first holds");
-        }
-        let key = self.links.next_key();
-        let watched = Link::new(id, frames).and_then(|link| {
-            link.watch(self.poll.registry(), key.token(table::Kind::Link))?;
-            Ok(link)
-        });
-        match watched {
-            Ok(link) => drop(self.ids.insert(id, self.links.insert(link))),
-            Err(error) => tracing::error!(link = id, %error, "a link cannot be watched"),
-        }
-    }
-
-    fn bind(&mut self, id: u64, guest: Guest, policy: Policy, limits: Limits) {
-        let Some(&key) = self.ids.get(&id) else { return };
-        let Some(link) = self.links.get_mut(key).filter(|link| link.bound.is_none()) else {
-            return tracing::error!(link = id, "bound twice; the first holds");
-        };
-        let is_template = guest.ipv4 == forkling_proto::network::TEMPLATE;
-        if !is_template && self.by_address.contains_key(&guest.ipv4) {
-            return tracing::error!(link = id, address = %guest.ipv4, "two guests of one address; the first keeps it");
-        }
-        // Any number of templates may be built at a time, so theirs is nobody's to reach.
-        if !is_template {
-            self.by_address.insert(guest.ipv4, key);
-            if let Some(membership) = &guest.group {
-                self.groups.entry(membership.group.clone()).or_default().push(key);
-            }
-        }
-        link.bound = Some(Box::new(Bound::new(guest, policy, limits, self.now)));
-        self.enqueue(Work::Link(key));
-    }
-
-    fn set_policy(&mut self, id: u64, policy: Policy) -> bool {
-        let Some(&key) = self.ids.get(&id) else { return false };
-        let Some(bound) = self.bound_mut(key) else { return false };
-        bound.policy = policy;
-        let flows: Vec<Key> = bound.flows.values().copied().collect();
-        for flow_key in flows {
-            let Some(flow) = self.flows.get(flow_key) else { continue };
-            if Bound::gateway(flow.id.remote) == flow.id.remote {
-                continue;
-            }
-            let (target, name) = (flow.id.target(), flow.name.clone());
-            let by_address = self.decide(key, target, None) != Verdict::Denied;
-            if !by_address && name.is_none_or(|name| self.decide(key, target, Some(&name)) == Verdict::Denied)
-            {
-                self.abort_flow(flow_key);
-            }
-        }
-        true
-    }
-
-    /// Ends a flow and tells both sides.
-    fn abort_flow(&mut self, key: Key) {
-        let Some(flow) = self.flows.get_mut(key) else { return };
-        let Some(link) = self.links.get_mut(flow.link) else { return };
-        let uptime = self.now.saturating_duration_since(self.started);
-        let mut turn = Turn { link, scratch: &mut self.scratch, now: self.now, uptime };
-        if let Kind::Tcp(tcp) = &mut flow.kind {
-            tcp.abort(&mut turn);
-        }
-        self.end_flow(key);
-    }
-
-    /// Ends all flows of a link without a word to the guest.
-    fn reset(&mut self, key: Key) {
-        let Some(link) = self.links.get_mut(key) else { return };
-        link.discard();
-        let Some(bound) = &mut link.bound else { return };
-        bound.forget_names();
-        bound.blocked.clear();
-        for (_, flow) in std::mem::take(&mut bound.flows) {
-            if let Some(Flow { kind: Kind::Tcp(tcp), .. }) = self.flows.get(flow) {
-                tcp.reset_host();
-            }
-            self.flows.remove(flow);
-        }
-    }
-
-    /// Frees a link and all it has.
-    fn detach(&mut self, key: Key) {
-        self.reset(key);
-        let Some(link) = self.links.remove(key) else { return };
-        self.ids.remove(&link.id);
-        let Some(bound) = link.bound else { return };
-        if self.by_address.get(&bound.guest.ipv4) == Some(&key) {
-            self.by_address.remove(&bound.guest.ipv4);
-        }
-        if let Some(group) = bound.guest.group.map(|membership| membership.group)
-            && let Some(members) = self.groups.get_mut(&group)
-        {
-            members.retain(|member| *member != key);
-            if members.is_empty() {
-                self.groups.remove(&group);
-            }
         }
     }
 

@@ -1,5 +1,7 @@
 //! TCP connections: the guest's is terminated here, and joined to one of the host.
 
+mod side;
+
 use std::{
     io::{self, Read, Write},
     net::{IpAddr, Shutdown, SocketAddr},
@@ -7,35 +9,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use forkling_proto::network::{GATEWAY_MAC, MTU};
 use mio::net::TcpStream;
 use smoltcp::{
-    iface::{Config, Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet},
-    phy::{Checksum, Device, DeviceCapabilities, Medium, RxToken, TxToken},
-    socket::tcp::{Socket, SocketBuffer, State},
-    time::{Duration as SmolDuration, Instant as SmolInstant},
-    wire::{HardwareAddress, IpAddress, IpCidr},
+    socket::tcp::{Socket, State},
+    time::Instant as SmolInstant,
 };
 use socket2::SockRef;
 
-use crate::{
-    dns::stream::Stream,
-    flow::Next,
-    link::Link,
-    wire::{self, PAYLOAD},
-};
+use self::side::Side;
+use crate::{dns::stream::Stream, flow::Next, link::Link};
 
 /// Bytes moved each way in a turn.
 const TURN: usize = 512 * 1024;
-
-/// Segments sent in a turn.
-const SEGMENTS: usize = 16;
-
-/// An answer of the server usually takes the acknowledgement with it.
-const ACK_DELAY: SmolDuration = SmolDuration::from_millis(2);
-
-/// How long a guest may leave what it was sent unacknowledged.
-const PATIENCE: SmolDuration = SmolDuration::from_secs(300);
 
 /// A connection.
 #[derive(Debug)]
@@ -62,19 +47,6 @@ enum Guest {
     /// The host connects; the guest's SYN waits.
     Waiting(Vec<u8>),
     Open(Box<Side>),
-}
-
-/// The guest's side.
-struct Side {
-    interface: Interface,
-    sockets: SocketSet<'static>,
-    handle: SocketHandle,
-}
-
-impl std::fmt::Debug for Side {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Side").finish_non_exhaustive()
-    }
 }
 
 /// What a turn is taken with.
@@ -141,8 +113,7 @@ impl Tcp {
         matches!(self.guest, Guest::Waiting(_))
     }
 
-    /// Looks whether the host has connected; if so, the guest's side is made, and its SYN is due: it is returned by
-    /// [`Tcp::take_syn`].
+    /// Looks whether the host has connected. If so, [`Tcp::open`] is due.
     pub fn connect(&mut self) -> Connected {
         let (Peer::Host(stream), Guest::Waiting(syn)) = (&self.peer, &mut self.guest) else {
             return Connected::Yes;
@@ -199,7 +170,7 @@ impl Tcp {
         if let Some(packet) = packet {
             side.receive(packet, turn);
         }
-        let socket = side.sockets.get_mut::<Socket<'_>>(side.handle);
+        let socket = side.socket();
         let moved = match &mut self.peer {
             Peer::Host(stream) => {
                 let mut host = Host {
@@ -272,17 +243,16 @@ impl Host<'_> {
             }
         }
         while *self.readable && !*self.ended && down < TURN && socket.can_send() {
-            let read = socket.send(|ring| {
-                let room = ring.len();
-                let (bytes, result) = settle(self.stream.read(ring));
-                (bytes, result.map(|bytes| (bytes, room)))
-            });
+            let read = socket.send(|ring| settle(self.stream.read(ring)));
             match read {
-                Ok(Ok((0, _))) => {
+                Ok(Ok(0)) => {
                     *self.ended = true;
                     socket.close();
+                    // If it is gone altogether, the next write tells.
+                    *self.writable = true;
+                    return TURN;
                 }
-                Ok(Ok((bytes, _))) => down += bytes,
+                Ok(Ok(bytes)) => down += bytes,
                 Ok(Err(error)) => self.failed(&error, socket, false),
                 Err(_) => break,
             }
@@ -296,7 +266,7 @@ impl Host<'_> {
             io::ErrorKind::WouldBlock => *self.readable = false,
             io::ErrorKind::Interrupted => {}
             // What it sent before it closed is still to be read.
-            io::ErrorKind::BrokenPipe if writing => *self.writable = false,
+            io::ErrorKind::BrokenPipe if writing && !*self.ended => *self.writable = false,
             _ => {
                 (*self.writable, *self.readable) = (false, false);
                 socket.abort();
@@ -307,159 +277,6 @@ impl Host<'_> {
 
 fn settle(result: io::Result<usize>) -> (usize, io::Result<usize>) {
     (*result.as_ref().unwrap_or(&0), result)
-}
-
-impl Side {
-    /// Listens as `local`. `busy` is the number of flows of the link: the more, the smaller the rings.
-    fn new(local: SocketAddr, busy: usize, turn: &Turn<'_>) -> Option<Self> {
-        let mut config = Config::new(HardwareAddress::Ip);
-        config.random_seed = rand_seed();
-        let mut wire = Wire { received: None, link: None, scratch: &mut [], now: turn.now };
-        let mut interface = Interface::new(config, &mut wire, turn.smol());
-        let bits = if local.is_ipv4() { 32 } else { 128 };
-        let address = IpAddress::from(local.ip());
-        interface.update_ip_addrs(|addresses| {
-            // There is room for one.
-            let _ = addresses.push(IpCidr::new(address, bits));
-        });
-        let ring = ring_size(busy);
-        let mut socket = Socket::new(SocketBuffer::new(vec![0; ring]), SocketBuffer::new(vec![0; ring]));
-        socket.set_ack_delay(Some(ACK_DELAY));
-        socket.set_nagle_enabled(false);
-        socket.set_timeout(Some(PATIENCE));
-        socket.listen((address, local.port())).ok()?;
-        let mut sockets = SocketSet::new(Vec::with_capacity(1));
-        let handle = sockets.add(socket);
-        Some(Self { interface, sockets, handle })
-    }
-
-    fn socket(&mut self) -> &mut Socket<'static> {
-        self.sockets.get_mut(self.handle)
-    }
-
-    fn receive(&mut self, packet: &[u8], turn: &mut Turn<'_>) {
-        let now = turn.smol();
-        let mut wire =
-            Wire { received: Some(packet), link: Some(turn.link), scratch: turn.scratch, now: turn.now };
-        while self.interface.poll_ingress_single(now, &mut wire, &mut self.sockets)
-            != PollIngressSingleResult::None
-        {}
-    }
-
-    /// Sends what is due. Returns whether that was all.
-    fn send(&mut self, turn: &mut Turn<'_>) -> bool {
-        let now = turn.smol();
-        let mut wire = Wire { received: None, link: Some(turn.link), scratch: turn.scratch, now: turn.now };
-        for _ in 0..SEGMENTS {
-            if self.interface.poll_egress(now, &mut wire, &mut self.sockets) == PollResult::None {
-                return wire.has_room() || !self.is_due(now);
-            }
-        }
-        !self.is_due(now)
-    }
-
-    fn is_due(&mut self, now: SmolInstant) -> bool {
-        self.interface.poll_at(now, &self.sockets).is_some_and(|at| at <= now)
-    }
-
-    fn next(&mut self, turn: &Turn<'_>) -> Next {
-        match self.interface.poll_delay(turn.smol(), &self.sockets) {
-            Some(delay) => Next::WaitFor(Duration::from_micros(delay.total_micros().max(1000))),
-            None => Next::Wait,
-        }
-    }
-}
-
-/// Of one ring, in bytes: large for few, and a bounded sum for many.
-fn ring_size(busy: usize) -> usize {
-    match busy {
-        0..=16 => 256 * 1024,
-        17..=64 => 128 * 1024,
-        _ => 64 * 1024,
-    }
-}
-
-/// What sequence numbers are made of.
-fn rand_seed() -> u64 {
-    let mut seed = [0; 8];
-    // It cannot fail for so few bytes on any kernel we run on; numbers that can be guessed harm the guest only.
-    let _ = rustix::rand::getrandom(&mut seed[..], rustix::rand::GetRandomFlags::empty());
-    u64::from_ne_bytes(seed)
-}
-
-/// One flow's wire: at most one packet comes in, and those that go out go to the link.
-struct Wire<'a> {
-    received: Option<&'a [u8]>,
-    link: Option<&'a mut Link>,
-    scratch: &'a mut [u8],
-    now: Instant,
-}
-
-impl Wire<'_> {
-    fn has_room(&mut self) -> bool {
-        self.link.as_mut().is_some_and(|link| link.has_room(self.now).is_ok())
-    }
-}
-
-struct Received<'a>(&'a [u8]);
-
-impl RxToken for Received<'_> {
-    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
-        f(self.0)
-    }
-}
-
-struct Sender<'a> {
-    link: Option<&'a mut Link>,
-    scratch: &'a mut [u8],
-}
-
-impl TxToken for Sender<'_> {
-    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, f: F) -> R {
-        let packet = &mut self.scratch[..PAYLOAD + length];
-        let result = f(&mut packet[PAYLOAD..]);
-        if let Some(link) = self.link
-            && let Some(bound) = &link.bound
-        {
-            let kind = if packet[PAYLOAD] >> 4 == 4 { wire::IPV4 } else { wire::IPV6 };
-            wire::link_header(packet, bound.mac, GATEWAY_MAC, kind);
-            link.send(packet);
-        }
-        result
-    }
-}
-
-impl Device for Wire<'_> {
-    type RxToken<'b>
-        = Received<'b>
-    where
-        Self: 'b;
-    type TxToken<'b>
-        = Sender<'b>
-    where
-        Self: 'b;
-
-    fn receive(&mut self, _: SmolInstant) -> Option<(Received<'_>, Sender<'_>)> {
-        let packet = self.received.take()?;
-        Some((Received(packet), Sender { link: self.link.as_deref_mut(), scratch: self.scratch }))
-    }
-
-    fn transmit(&mut self, _: SmolInstant) -> Option<Sender<'_>> {
-        if !self.has_room() {
-            return None;
-        }
-        Some(Sender { link: self.link.as_deref_mut(), scratch: self.scratch })
-    }
-
-    fn capabilities(&self) -> DeviceCapabilities {
-        let mut capabilities = DeviceCapabilities::default();
-        capabilities.medium = Medium::Ip;
-        capabilities.max_transmission_unit = usize::from(MTU);
-        // That of received headers was verified before; the others cannot be wrong on a wire that is none.
-        capabilities.checksum.ipv4 = Checksum::Tx;
-        capabilities.checksum.tcp = Checksum::None;
-        capabilities
-    }
 }
 
 /// The address of a guest's destination on this host.

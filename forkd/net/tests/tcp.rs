@@ -52,6 +52,20 @@ fn bulk_data_comes_back_as_it_was() {
 }
 
 #[test]
+fn a_byte_waits_for_nothing() {
+    let net = Net::start(vec![]);
+    let mut guest = net.guest(2, vec![host_rule()]);
+    let connection = guest.connect(server(echo));
+    let start = std::time::Instant::now();
+    for number in 0..1000_u32 {
+        let byte = number as u8;
+        assert_eq!(guest.echo(connection, &[byte]), [byte]);
+    }
+    // A wait for a delayed acknowledgement, each time, would be tens of seconds.
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+}
+
+#[test]
 fn two_hundred_connections_at_once() {
     let net = Net::start(vec![]);
     let mut guest = net.guest(2, vec![host_rule()]);

@@ -87,7 +87,7 @@ pub enum Progress {
     Asked(Key, Instant),
     /// It is answered, for these.
     Answered(Cached, Vec<Waiter>),
-    /// It is none any more.
+    /// Nothing is to be done for it now.
     Gone,
 }
 
@@ -194,7 +194,7 @@ impl Resolver {
                     _ => self.attempt(key, registry, now),
                 }
             }
-            Ok(Heard::Nothing) if now < query.deadline => Progress::Asked(key, query.deadline),
+            Ok(Heard::Nothing) if now < query.deadline => Progress::Gone,
             Ok(Heard::Nothing | Heard::Failed) | Err(_) => self.attempt(key, registry, now),
         }
     }

@@ -64,8 +64,9 @@ impl Stream {
         self.outgoing.extend_from_slice(answer);
     }
 
-    /// Whether no answer is owed.
+    /// Whether no answer is owed, nor will be for what has come.
     pub fn is_idle(&self) -> bool {
-        self.asked == 0 && self.outgoing.is_empty()
+        let complete = self.length().is_some_and(|length| self.incoming.len() >= 2 + length);
+        self.asked == 0 && self.outgoing.is_empty() && !complete
     }
 }

@@ -1,5 +1,3 @@
-use std::net::Ipv4Addr;
-
 use super::*;
 
 fn own() -> HashSet<IpAddr> {
@@ -129,7 +127,7 @@ fn protocols_and_ports_narrow_a_rule() {
 
 #[test]
 fn the_host_is_opened_by_its_own_rule_only() {
-    let host = Ipv4Addr::from(HOST).to_string();
+    let host = HOST.to_string();
     assert_eq!(verdict(vec![rule(Destination::Host)], Protocol::Tcp, &host, 1, &[]), Verdict::Allowed);
     assert!(!by_net(&["169.254.1.2/32"], &host));
     assert_eq!(verdict(vec![rule(Destination::Host)], Protocol::Tcp, "127.0.0.1", 1, &[]), Verdict::Denied);

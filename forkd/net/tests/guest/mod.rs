@@ -44,6 +44,9 @@ pub fn net_rule(net: &str) -> Rule {
     Rule { to: Destination::Net(net.parse().unwrap()), protocol: None, ports: vec![] }
 }
 
+/// What, name, address, port.
+pub type Denied = (String, Option<String>, Option<IpAddr>, Option<u16>);
+
 /// The net process.
 pub struct Net {
     channel: Option<Channel>,
@@ -129,7 +132,7 @@ impl Net {
     }
 
     /// What a guest was denied.
-    pub fn denied(&self, guest: &Guest) -> Vec<(String, Option<String>, Option<IpAddr>, Option<u16>)> {
+    pub fn denied(&self, guest: &Guest) -> Vec<Denied> {
         self.report(guest).denials.into_iter().map(|d| (d.what, d.name, d.address, d.port)).collect()
     }
 }
