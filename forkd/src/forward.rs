@@ -266,3 +266,6 @@ impl Listener {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -72,7 +72,7 @@ enum Command {
     PortForward(port_forward::PortForward),
     /// Join standard input and output with a port of a fork
     Tunnel(port_forward::Tunnel),
-    /// Open a fork's vsock as a Unix socket that takes "CONNECT <port>", and print its path
+    /// Open a fork's vsock as a Unix socket that takes "CONNECT PORT", and print its path
     Vsock(port_forward::Vsock),
     /// Print the completions of a shell
     Completions {

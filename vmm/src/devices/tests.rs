@@ -192,12 +192,12 @@ fn a_fork_finishes_what_was_kicked_and_repeats_what_was_not_acknowledged() {
 #[test]
 fn a_fork_of_a_guest_at_rest_gets_no_interrupt() {
     let mut host = used_host();
+    host.devices.settle();
     for slot in Slot::ALL {
         host.write(slot, 0x64, 3);
     }
     let _ = host.devices.pio_write(SERIAL_PORT + 1, &[0]);
     host.pump();
-    host.devices.settle();
     let fork = host.fork(&host.devices.save()).unwrap();
     fork.devices.interrupts().for_each(|(_, line)| drop(line.read()));
     fork.devices.kick();

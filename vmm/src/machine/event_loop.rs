@@ -29,7 +29,7 @@ const SOURCE: Token = Token(1);
 const _: () = assert!(devices::TOKENS.start > 1);
 
 /// How long an interrupt that the guest needs only to use its buffers again is put off.
-const MOMENT: Duration = Duration::from_millis(1);
+const MOMENT: Duration = Duration::from_millis(5);
 
 /// Another descriptor the loop serves, besides the devices'.
 pub trait Source: Send {

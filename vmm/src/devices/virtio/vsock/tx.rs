@@ -22,6 +22,7 @@ impl Vsock {
 
     /// Acts on one packet of the guest.
     fn take_packet(&mut self, header: &Header, ram: &GuestRam, chain: &Chain) {
+        tracing::trace!(op = header.op, len = header.len, port = header.src_port, "packet of the guest");
         if header.src_cid != GUEST_CID || header.dst_cid != HOST_CID {
             return;
         }
