@@ -69,9 +69,12 @@ impl Daemon {
         self.child.id().cast_signed()
     }
 
-    /// Its children that are not reaped yet.
+    /// Its children that are not reaped yet, but for the net process.
     pub fn children(&self) -> Vec<i32> {
         proc::children(self.pid())
+            .into_iter()
+            .filter(|&pid| proc::role(pid).as_deref() != Some("net"))
+            .collect()
     }
 
     /// The end of what it wrote to standard error.

@@ -59,6 +59,12 @@ fn stat(pid: i32) -> Option<(i32, char, u64)> {
     Some((fields.get(1)?.parse().ok()?, fields.first()?.chars().next()?, fields.get(19)?.parse().ok()?))
 }
 
+/// The first argument of a process: which of a program's roles it has.
+pub fn role(pid: i32) -> Option<String> {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    line.split(|&byte| byte == 0).nth(1).map(|role| String::from_utf8_lossy(role).into_owned())
+}
+
 /// What each open descriptor of a process refers to.
 pub fn descriptors(pid: i32) -> Vec<(PathBuf, PathBuf)> {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).expect("descriptors of a living process of ours");
