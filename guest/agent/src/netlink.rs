@@ -21,8 +21,8 @@ const REQUEST: u16 = 1;
 const REPLACE: u16 = 0x100;
 const CREATE: u16 = 0x400;
 
-/// `IFF_UP`.
-const UP: u32 = 1;
+/// `IFF_UP`, and `IFF_NOARP`: there is one neighbour, and it takes every frame, so nobody has to be looked for.
+const UP_WITHOUT_ARP: u32 = 0x1 | 0x80;
 
 const LINK_ADDRESS: u16 = 1;
 const ADDRESS: u16 = 1;
@@ -56,9 +56,9 @@ impl Netlink {
         Ok(Self { socket, requests: Vec::with_capacity(512) })
     }
 
-    /// Brings device `index` up.
+    /// Brings device `index` up, as the end of a wire that leads to one neighbour only.
     pub fn bring_up(&mut self, index: u32) {
-        self.request(NEW_LINK, 0, |body| link(body, index, UP));
+        self.request(NEW_LINK, 0, |body| link(body, index, UP_WITHOUT_ARP));
     }
 
     /// Gives device `index` the MAC address `mac`.
