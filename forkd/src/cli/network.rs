@@ -11,9 +11,13 @@ use crate::api::types::{ForkNetworkInfo, ForkNetworkRequest, NetworkDenial, SetF
 /// What a fork may reach.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Egress {
-    /// What it may reach, may be given more than once: [tcp://|udp://|icmp://]DESTINATION[:PORTS], where DESTINATION is
-    /// an address, a CIDR, a domain name, *.DOMAIN, `host` or `internet`
-    #[arg(long, value_name = "RULE")]
+    /// Rules of what it may reach.
+    #[arg(
+        long,
+        value_name = "RULE",
+        help = "What it may reach, may be given more than once: [tcp://|udp://|icmp://]DESTINATION[:PORTS], where \
+                DESTINATION is an address, a CIDR, a domain name, *.DOMAIN, `host` or `internet`"
+    )]
     allow: Vec<String>,
     /// It may reach nothing, whatever its template allows
     #[arg(long, conflicts_with = "allow")]
