@@ -236,7 +236,7 @@ pub fn heard(bytes: &[u8], id: u16, question: &Question) -> Heard {
     catch_unwind(|| heard_unguarded(bytes, id, question)).unwrap_or(Heard::Failed)
 }
 
-fn heard_unguarded(bytes: &[u8], id: u16, question: &Question) -> Heard {
+pub(super) fn heard_unguarded(bytes: &[u8], id: u16, question: &Question) -> Heard {
     let Ok(packet) = Packet::parse(bytes) else { return Heard::Nothing };
     let [asked] = packet.questions.as_slice() else { return Heard::Nothing };
     let same = packet.id() == id
