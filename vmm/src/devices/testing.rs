@@ -59,6 +59,12 @@ pub fn backends(poll: &Poll) -> Backends {
     }
 }
 
+impl Default for Host {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Host {
     pub fn new() -> Self {
         Self::over(ram())

@@ -57,13 +57,13 @@ fn belonging(mode: u8, query: &Query, told: &[u8]) -> Vec<u8> {
     head
 }
 
-/// The question that a message of a resolver repeats.
+/// The question that a message of a resolver repeats, if a guest can ask it.
 fn asked_in(told: &[u8]) -> Option<(Query, &[u8])> {
     let packet = Packet::parse(told).ok()?;
     let asked = packet.questions.first()?;
-    let spelled = asked.qname.to_string();
-    let question = Question { name: spelled.to_ascii_lowercase(), kind: u16::from(asked.qtype) };
-    Some((Query { id: packet.id(), spelled, question, room: 512 }, told))
+    let name = asked.qname.to_string().to_ascii_lowercase();
+    let question = message::question(packet.id(), &Question { name, kind: u16::from(asked.qtype) })?;
+    Some((message::parse(&question).ok()?, told))
 }
 
 fn check_answers_of_resolver(net: &mut Net, end: &End, query: &Query, told: &[u8]) {
@@ -94,7 +94,7 @@ fn check_answers(net: &mut Net, end: &End, outside: bool, readable: bool) {
         assert!(message[2] & 0x80 != 0, "no answer");
         let answer = match Packet::parse(message) {
             Ok(answer) => answer,
-            Err(error) if readable => panic!("an answer that cannot be read: {error}"),
+            Err(error) if readable => panic!("an answer that cannot be read: {error}: {message:02x?}"),
             Err(_) => continue,
         };
         let own = net.host.at(net.now);
