@@ -3,7 +3,7 @@ SHELL := /bin/bash
 export PATH := $(PATH):$(HOME)/.cargo/bin
 programs := target/x86_64-unknown-linux-gnu/release
 
-.PHONY: help demo test setup build artifacts lint bench bench-lab lab-shell clean rust
+.PHONY: help demo test setup build artifacts lint fuzz bench bench-lab lab-shell clean rust
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -27,6 +27,9 @@ artifacts: setup ## guest kernel, Debian root, the lab
 
 lint: rust setup ## formatting, clippy, documentation, licences
 	@fixtures/lint
+
+fuzz: rust setup ## what hostile guests send, a minute of each target
+	@fixtures/fuzz
 
 bench: build ## figures of the null guest on this host's KVM beside their baselines, and the page of all figures
 	@cargo build --locked --release --workspace --bins

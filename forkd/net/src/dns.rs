@@ -4,6 +4,8 @@
 //! writes into its labels: `*.example.org` is by nature a way to send data to the owner of `example.org`, as is a
 //! connection there. [`crate::control::Limits::names_per_s`] bounds its rate.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 pub mod message;
 pub mod resolver;
 pub mod stream;

@@ -13,6 +13,8 @@ mod denials;
 mod dhcp;
 mod dns;
 mod flow;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod host;
 mod icmp;
 mod input;

@@ -27,6 +27,9 @@ use crate::{
 /// Bytes that wait for a guest that does not take them; more are dropped, and no frame of the guest is read meanwhile.
 const WAITING: usize = 512 * 1024;
 
+/// Bytes beyond that for answers to what was read before.
+const EXCESS: usize = 128 * 1024;
+
 /// Room in the kernel for frames to a guest, in bytes.
 const SEND_BUFFER: usize = 1024 * 1024;
 
@@ -240,7 +243,7 @@ impl Link {
                 Err(_) => return bound.counters.frames_dropped += 1,
             }
         }
-        if self.waiting_bytes + packet.len() > WAITING + 128 * 1024 {
+        if self.waiting_bytes + packet.len() > WAITING + EXCESS {
             return bound.counters.frames_dropped += 1;
         }
         self.waiting_bytes += packet.len();
@@ -270,6 +273,12 @@ impl Link {
             self.waiting.pop_front();
         }
         true
+    }
+
+    /// Bytes that wait, and the most there can be.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub fn waiting(&self) -> (usize, usize) {
+        (self.waiting_bytes, WAITING + EXCESS)
     }
 
     /// Drops what waits.

@@ -65,7 +65,7 @@ impl Net {
         Ok(())
     }
 
-    fn attach(&mut self, id: u64, fds: Vec<OwnedFd>) {
+    pub(crate) fn attach(&mut self, id: u64, fds: Vec<OwnedFd>) {
         let Ok([frames]) = <[OwnedFd; 1]>::try_from(fds) else {
             return tracing::error!(link = id, "a link without its socket");
         };
@@ -83,7 +83,7 @@ impl Net {
         }
     }
 
-    fn bind(&mut self, id: u64, guest: Guest, policy: Policy, limits: Limits) {
+    pub(crate) fn bind(&mut self, id: u64, guest: Guest, policy: Policy, limits: Limits) {
         let Some(&key) = self.ids.get(&id) else { return };
         let Some(link) = self.links.get_mut(key).filter(|link| link.bound.is_none()) else {
             return tracing::error!(link = id, "bound twice; the first holds");
@@ -103,7 +103,7 @@ impl Net {
         self.enqueue(Work::Link(key));
     }
 
-    fn set_policy(&mut self, id: u64, policy: Policy) -> bool {
+    pub(crate) fn set_policy(&mut self, id: u64, policy: Policy) -> bool {
         let Some(&key) = self.ids.get(&id) else { return false };
         let Some(bound) = self.bound_mut(key) else { return false };
         bound.policy = policy;
@@ -124,7 +124,7 @@ impl Net {
     }
 
     /// Ends all flows of a link without a word to the guest.
-    fn reset(&mut self, key: Key) {
+    pub(crate) fn reset(&mut self, key: Key) {
         let Some(link) = self.links.get_mut(key) else { return };
         link.discard();
         let Some(bound) = &mut link.bound else { return };

@@ -85,7 +85,7 @@ pub fn serve(control: OwnedFd) -> Result<(), Error> {
 }
 
 impl Net {
-    fn new(poll: Poll, settings: Settings) -> Result<Self, Error> {
+    pub(crate) fn new(poll: Poll, settings: Settings) -> Result<Self, Error> {
         raise_descriptors();
         if let Err(error) = udp::ping_socket([127, 0, 0, 1].into()) {
             tracing::warn!(%error, "guests cannot ping: allow it by net.ipv4.ping_group_range");
@@ -132,13 +132,25 @@ impl Net {
                     self.on_event(event);
                 }
             }
-            self.fire_timers();
-            for _ in 0..self.queue.len() {
-                if let Some(work) = self.queue.pop_front() {
-                    self.work(work);
-                }
+            self.turns();
+        }
+    }
+
+    /// Gives everything that may have something to do its turn, once. Returns whether there is more to do.
+    pub(crate) fn turns(&mut self) -> bool {
+        self.fire_timers();
+        for _ in 0..self.queue.len() {
+            if let Some(work) = self.queue.pop_front() {
+                self.work(work);
             }
         }
+        !self.queue.is_empty()
+    }
+
+    /// How many timers run.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn timers(&self) -> usize {
+        self.timers.len()
     }
 
     fn timeout(&self) -> Option<Duration> {

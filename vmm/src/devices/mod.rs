@@ -32,11 +32,14 @@ use crate::protocol::Opening;
 
 pub mod bus;
 pub mod cmos;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod reset;
 pub mod serial;
 pub mod state;
-#[cfg(test)]
-mod testing;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod testing;
 #[cfg(test)]
 mod tests;
 pub mod virtio;

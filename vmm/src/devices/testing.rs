@@ -59,9 +59,20 @@ pub fn backends(poll: &Poll) -> Backends {
     }
 }
 
+impl Default for Host {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Host {
     pub fn new() -> Self {
-        let (poll, ram) = (Poll::new().unwrap(), ram());
+        Self::over(ram())
+    }
+
+    /// With this RAM.
+    pub fn over(ram: GuestRam) -> Self {
+        let poll = Poll::new().unwrap();
         let (net, wire) = wire();
         let backends = Backends { net: Some(net), ..backends(&poll) };
         let config = DeviceConfig { pmem: true, net: true };

@@ -1,10 +1,8 @@
 //! DNS messages (RFC 1035): what is read of a guest's, what is asked, what is answered.
 
-use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    panic::catch_unwind,
-};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use forkling_vmm::contain_panic;
 use simple_dns::{
     CLASS, Name, Packet, PacketFlag, QCLASS, QTYPE, Question as Asked, RCODE, ResourceRecord, TYPE,
     rdata::{A, AAAA, RData},
@@ -233,10 +231,10 @@ pub enum Heard {
 /// Reads a resolver's answer. Records that the question does not lead to are left out.
 pub fn heard(bytes: &[u8], id: u16, question: &Question) -> Heard {
     // The library reads what strangers wrote.
-    catch_unwind(|| heard_unguarded(bytes, id, question)).unwrap_or(Heard::Failed)
+    contain_panic(|| heard_unguarded(bytes, id, question)).unwrap_or(Heard::Failed)
 }
 
-fn heard_unguarded(bytes: &[u8], id: u16, question: &Question) -> Heard {
+pub(super) fn heard_unguarded(bytes: &[u8], id: u16, question: &Question) -> Heard {
     let Ok(packet) = Packet::parse(bytes) else { return Heard::Nothing };
     let [asked] = packet.questions.as_slice() else { return Heard::Nothing };
     let same = packet.id() == id

@@ -3,7 +3,7 @@
 
 use std::{
     collections::VecDeque,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, OwnedFd},
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -396,6 +396,17 @@ pub fn ipv4_frame(mac: [u8; 6], from: Ipv4Addr, to: Ipv4Addr, protocol: u8, payl
     let sum = checksum(&ip);
     ip[10..12].copy_from_slice(&sum);
     [&GATEWAY_MAC[..], &mac, &[8, 0], &ip, payload].concat()
+}
+
+/// An IPv6 frame of a guest.
+pub fn ipv6_frame(guest: &Guest, from: Ipv6Addr, to: Ipv6Addr, next: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = [&GATEWAY_MAC[..], &mac_of(guest.ipv4), &[0x86, 0xdd, 0x60, 0, 0, 0]].concat();
+    frame.extend_from_slice(&(payload.len() as u16).to_be_bytes());
+    frame.extend_from_slice(&[next, 255]);
+    frame.extend_from_slice(&from.octets());
+    frame.extend_from_slice(&to.octets());
+    frame.extend_from_slice(payload);
+    frame
 }
 
 pub fn checksum(bytes: &[u8]) -> [u8; 2] {

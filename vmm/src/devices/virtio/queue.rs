@@ -83,9 +83,9 @@ impl<'a> Queues<'a> {
         let ring = |_| Violation::Ring(index);
         let queue = &mut self.queues[index];
         let first = queue.next_used();
-        for (position, (chain, len)) in (first..).zip(others) {
+        for (offset, (chain, len)) in (0..).zip(others) {
             // A used ring element (virtio 1.2, 2.7.8): id and length.
-            let slot = u64::from(position % queue.size());
+            let slot = u64::from(first.wrapping_add(offset) % queue.size());
             let element = u64::from(chain.head()) | (*len as u64) << 32;
             let at =
                 GuestAddress(queue.used_ring()).checked_add(4 + slot * 8).ok_or(Violation::Ring(index))?;

@@ -42,6 +42,12 @@ impl Dials {
         self.waiting.is_empty()
     }
 
+    /// How many wait.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
     /// Whether one with these ports waits.
     pub fn has(&self, key: Key) -> bool {
         self.waiting.iter().any(|dial| dial.key == key)

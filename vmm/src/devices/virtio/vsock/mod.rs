@@ -31,6 +31,8 @@ use crate::protocol::{Opening, Passage};
 
 pub mod connection;
 mod dial;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 pub mod packet;
 mod rx;
 pub mod state;
