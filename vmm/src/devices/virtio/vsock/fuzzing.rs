@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use vm_memory::{Bytes, GuestAddress};
 
+use super::connection;
 use super::dial::MAX_DIALS;
 use super::packet::{GUEST_CID, HEADER_SIZE, HOST_CID, Header, STREAM, op};
 use super::{EVENT, HostPorts, MAX_CONNECTIONS, MAX_RESETS, RX, SCRATCH, TX, Vsock};
@@ -26,6 +27,9 @@ const SIZES: [u16; 3] = [MOST, MOST, 16];
 /// Bytes of each transmit and receive buffer: half of the memory above the rings for both.
 const BUFFER: u64 = (RAM as u64 - BUFFERS) / 2 / MOST as u64;
 const RX_BUFFERS: u64 = BUFFERS + (RAM as u64 - BUFFERS) / 2;
+
+/// Bytes of a large packet's data.
+const BULK: u32 = 48 * 1024;
 
 const OPERATIONS: usize = 400;
 const STREAMS: usize = 16;
@@ -136,13 +140,19 @@ impl Guest {
             0 => u32::from(input.u8()),
             _ => self.ports.get(usize::from(input.u8()) % self.ports.len().max(1)).copied().unwrap_or(9),
         };
-        let data = input.bytes((operation >> 4) as usize * 32);
+        // The largest stands for more than an input could hold: what lies in memory from the first buffer on.
+        let bulk = operation >> 4 == 15;
+        let data = if bulk { &[][..] } else { input.bytes((operation >> 4) as usize * 32) };
         let header = Header {
             src_cid: if kind & 0x70 == 0x70 { input.u8().into() } else { GUEST_CID },
             dst_cid: HOST_CID,
             src_port: u32::from(kind >> 2 & 3),
             dst_port: host_port,
-            len: if kind & 0x80 == 0 { data.len() as u32 } else { input.u32() },
+            len: match (kind & 0x80, bulk) {
+                (0, false) => data.len() as u32,
+                (0, true) => BULK,
+                _ => input.u32(),
+            },
             kind: if kind & 0x30 == 0x30 { input.u16() } else { STREAM },
             op: u16::from(operation & 15),
             flags: input.u8().into(),
@@ -150,10 +160,10 @@ impl Guest {
             fwd_cnt: if kind & 0x40 == 0 { 0 } else { input.u32() },
         };
         let packet = [&header.to_bytes()[..], data].concat();
-        self.transmit(&packet, input.u8());
+        self.transmit(&packet, input.u8(), bulk);
     }
 
-    fn transmit(&mut self, packet: &[u8], cut: u8) {
+    fn transmit(&mut self, packet: &[u8], cut: u8, bulk: bool) {
         let [table, ring, _] = rings(Slot::Vsock, TX as u16);
         let head = self.next % MOST;
         let cut = usize::from(cut).min(packet.len());
@@ -163,7 +173,8 @@ impl Guest {
             let at = BUFFERS + u64::from(index) * BUFFER;
             poke(&self.host, at, part);
             let flags = if last { 0 } else { NEXT };
-            describe(&self.host, table, index, (at, part.len() as u32), flags, (index + 1) % MOST);
+            let buffer = if bulk && last { (BUFFERS, BULK) } else { (at, part.len() as u32) };
+            describe(&self.host, table, index, buffer, flags, (index + 1) % MOST);
         }
         offer(&self.host, ring, MOST, head, 1);
         notify(&self.host, Slot::Vsock, TX as u16);
@@ -264,8 +275,9 @@ impl Vsock {
         self.news.clear();
         assert!(self.dials.len() <= MAX_DIALS);
         for slot in 0..MAX_CONNECTIONS {
-            // Its subtraction is checked.
-            let _ = self.table.get(slot).map(|connection| (connection.room(), connection.credit()));
+            if let Some(connection) = self.table.get(slot) {
+                assert!(connection.room() <= connection::BUFFER as usize, "more is buffered than may be");
+            }
         }
     }
 }
