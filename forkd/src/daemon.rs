@@ -101,6 +101,11 @@ async fn serve(engine: &Arc<Engine>, listener: &Listener) -> anyhow::Result<()> 
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let service = api::router(engine.clone()).into_make_service_with_connect_info::<Peer>();
     tokio::spawn(admission::keep(engine.clone()));
+    if engine.registry.templates().iter().any(|template| template.record.spec.has_nic()) {
+        // Before the first fork asks for it; what fails now fails again then, and is told to who asks.
+        let engine = engine.clone();
+        tokio::spawn(async move { engine.network.start(&engine.spawner).await });
+    }
     if let Some(idle) = engine.config.idle_unload {
         tokio::spawn(template::unload_idle(engine.clone(), idle));
     }

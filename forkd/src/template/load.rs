@@ -42,9 +42,14 @@ impl Template {
 
     async fn start(self: &Arc<Self>, engine: &Arc<Engine>) -> Result<Arc<Loaded>, Error> {
         let nic = self.record.spec.has_nic();
-        if nic {
-            engine.network.start(&engine.spawner).await.map_err(|error| unavailable(&error))?;
-        }
+        // Beside all the rest: each waits for a process of its own.
+        let network = async { if nic { engine.network.start(&engine.spawner).await } else { Ok(()) } };
+        let (network, loaded) = tokio::join!(network, self.start_zygote(engine, nic));
+        network.map_err(|error| unavailable(&error))?;
+        loaded
+    }
+
+    async fn start_zygote(self: &Arc<Self>, engine: &Arc<Engine>, nic: bool) -> Result<Arc<Loaded>, Error> {
         let (template, shared) = (self.clone(), engine.clone());
         let opened = tokio::task::spawn_blocking(move || template.open(&shared)).await;
         let opened = opened
