@@ -71,7 +71,8 @@ impl Attached {
     /// As the API shows it.
     pub fn show(&self) -> ForkNetwork {
         let ipv4 = self.address.network().ipv4;
-        let mac = mac_of(ipv4).map(|byte| format!("{byte:02x}")).join(":");
+        let [a, b, c, d, e, f] = mac_of(ipv4);
+        let mac = format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
         let changed = self.changed.lock().expect("no panic under this lock").clone();
         let egress = changed.unwrap_or_else(|| self.choice.egress.clone());
         ForkNetwork { mac, ipv4, ipv6: ipv6_of(ipv4), group: self.choice.group.clone(), egress }

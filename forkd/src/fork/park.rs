@@ -5,10 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use forkling_proto::{
-    network::{Network, TEMPLATE},
-    rpc::{self, Kind},
-};
+use forkling_proto::rpc::{self, Kind};
 use forkling_vmm::protocol::{Failure, FromFork, Opening, PageRun, ToFork, View};
 use tokio::{net::UnixStream, time::timeout};
 
@@ -185,9 +182,11 @@ impl Parked {
     /// if the fork tells.
     async fn rehearse(&self, engine: &Engine, rehearsal: Rehearsal) -> Result<Option<Touched>, Error> {
         let generation = engine.generation().map_err(|error| Error::Identity(error.to_string()))?;
-        // An address changes hands in the guest as in any fork; the NIC is unplugged.
-        let network = self.link.as_ref().map(|_| Network { ipv4: TEMPLATE });
-        let identity = Identity::new(&Choice::default(), generation).on(network);
+        // What the kernel does to a new address depends on those it has, so the template's would not do.
+        let network = self.link.as_ref().map(|_| engine.network.addresses().sample());
+        // A host name of another length than the usual takes a longer way through the guest's kernel.
+        let named = Choice { name: Some("rehearsal".to_owned()), ..Choice::default() };
+        let identity = Identity::new(&named, generation).on(network);
         let mailbox = identity.mailbox().map_err(|error| Error::Identity(error.to_string()))?;
         self.socket
             .send(&ToFork::Activate { mailbox, advance_monotonic: false, plugged: false }, &[])

@@ -177,12 +177,13 @@ impl Supervisor {
         });
         self.fork.progress.send_modify(|progress| progress.acknowledged = generation);
         if let Some(outcome) = self.outcome.take() {
-            let _ = outcome.send(Ok(()));
-            // What the guest sends meanwhile waits for it.
             if let Some(attached) = self.fork.attached() {
                 let identity = self.fork.identity.lock().expect("no panic under this lock");
                 attached.bind(&identity, self.fork.name.as_deref());
             }
+            // Last, because the runtime runs first what was woken last: the caller's answer goes out before the net
+            // process is told. What the guest sends meanwhile waits.
+            let _ = outcome.send(Ok(()));
         }
     }
 

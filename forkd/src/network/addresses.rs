@@ -60,6 +60,11 @@ impl Addresses {
         self.range
     }
 
+    /// An address like those of guests, for one whose NIC is unplugged: it is not taken.
+    pub fn sample(&self) -> Network {
+        Network { ipv4: self.bounds().1.into() }
+    }
+
     /// A free address.
     pub fn any(self: &Arc<Self>) -> Result<Address, Error> {
         let (first, last) = self.bounds();
