@@ -10,12 +10,12 @@ use std::{
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use super::{
-    GuestRam,
+    GuestRam, large,
     layout::{self, RamRegion},
 };
 use crate::sys::{
-    mapping::Mapping,
-    pagemap::{Pagemap, Pages},
+    mapping::{LARGE_PAGE, Mapping},
+    pagemap::Pages,
 };
 
 /// Bytes copied at a time by [`GuestMemory::rewind`].
@@ -110,6 +110,23 @@ impl GuestMemory {
         }
     }
 
+    /// Has the parts of the image that are read and not written kept in large pages and mapped so by this process and those that
+    /// are forked from it: a guest then takes one fault for 512 pages, and no page tables for them. `read` and `written` are runs
+    /// of pages as in [`GuestMemory::copy_ahead`]. The image is complete. What the host refuses stays as it is. Returns how
+    /// many parts were tried.
+    pub fn enlarge(&self, read: &[(u64, u64)], written: &[&[(u64, u64)]]) -> usize {
+        let parts = large::worth_it(read, written, self.bytes());
+        for &start in &parts {
+            // Linux 6.1 answers EINVAL for private mappings when all is done but the mapping.
+            if let Err(error) = self.mapping.collapse(start, LARGE_PAGE) {
+                tracing::debug!(start, %error, "not collapsed, or not mapped so");
+            }
+            // Mapped here, too, they are never a fork's alone (`sys::pagemap`).
+            let _ = self.mapping.populate(start, LARGE_PAGE);
+        }
+        parts.len()
+    }
+
     /// Where pages of the image (the first one and how many) are in the guest: addresses and lengths in bytes. What is outside
     /// of the memory is left out.
     pub fn guest_ranges(&self, (first, pages): (u64, u64)) -> impl Iterator<Item = (u64, u64)> {
@@ -138,9 +155,7 @@ impl GuestMemory {
     }
 
     fn pages(&self, wanted: Pages) -> io::Result<Vec<Range<u64>>> {
-        let start = self.mapping.address();
-        let found = Pagemap::own()?.find(wanted, start, self.bytes())?;
-        Ok(found.into_iter().map(|range| range.start - start..range.end - start).collect())
+        self.mapping.pages(wanted)
     }
 
     fn write_image(&self, offset: u64, bytes: &[u8]) -> Result<(), GuestMemoryError> {

@@ -98,10 +98,15 @@ fn read(pagemap: &File, wanted: Pages, address: u64, len: u64) -> io::Result<Vec
     const PRESENT: u64 = 1 << 63;
     const SWAPPED: u64 = 1 << 62;
     const OF_FILE: u64 = 1 << 61;
+    const EXCLUSIVE: u64 = 1 << 56;
     const ENTRY: u64 = size_of::<u64>() as u64;
+    // Large pages of a file are not shown as a file's before Linux 6.11, but as mapped elsewhere, since the zygote maps
+    // them too. A page that the process has copied is mapped by nobody else.
+    let is_private =
+        |entry: u64| entry & SWAPPED != 0 || entry & (PRESENT | OF_FILE | EXCLUSIVE) == PRESENT | EXCLUSIVE;
     let is_wanted = |entry: u64| match wanted {
-        Pages::Private => entry & (PRESENT | SWAPPED) != 0 && entry & OF_FILE == 0,
-        Pages::Shared => entry & PRESENT != 0 && entry & OF_FILE != 0,
+        Pages::Private => is_private(entry),
+        Pages::Shared => entry & PRESENT != 0 && !is_private(entry),
     };
     let mut buffer = vec![0; 16 * 1024];
     let mut pages = Vec::new();

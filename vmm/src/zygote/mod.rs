@@ -7,6 +7,8 @@ mod control;
 mod fork;
 mod touched;
 
+use touched::Touchable;
+
 use std::{
     fs::File,
     os::fd::{AsFd, OwnedFd},
@@ -18,7 +20,7 @@ use crate::{
     channel::{self, Channel},
     clock,
     machine::{self, PreparedMachine},
-    memory::guest::GuestMemory,
+    memory::{guest::GuestMemory, large},
     protocol::{Failure, FailureKind, FirstPages, FromZygote, Stamps, ToZygote, View},
     snapshot::Snapshot,
     sys::{
@@ -84,10 +86,8 @@ pub fn serve(mut control: Channel) -> Result<(), Error> {
     // Before anything else: a daemon that is killed now takes this process with it.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
         .map_err(|error| Error::Process(error.into()))?;
-    // A huge page under a stack or heap of a fork takes it 2 MiB and, to be cleared, longer than all else together.
-    if let Err(error) = rustix::thread::disable_transparent_huge_pages(true) {
-        tracing::debug!(%error, "forks may take huge pages");
-    }
+    // A huge page under a heap of a fork takes it 2 MiB and, to be cleared, longer than all else together.
+    process::allow_large_pages(false);
     let Some((ToZygote::Load { root }, fds)) = control.receive()? else {
         return Err(Error::BadMessage("the first message"));
     };
@@ -95,12 +95,14 @@ pub fn serve(mut control: Channel) -> Result<(), Error> {
         Ok(zygote) => zygote,
         Err(failure) => return Ok(control.send(&FromZygote::LoadFailed(failure), &[])?),
     };
+    // Kernels that heed it for mapped files, too, would not map the image by large pages. What a fork allocates is smaller.
+    process::allow_large_pages(true);
     control.send(&FromZygote::Loaded, &[])?;
     while let Some((message, fds)) = control.receive()? {
         let (token, view, pre_fault) = match message {
             ToZygote::Spawn { token, view, pre_fault } => (token, view, pre_fault),
             ToZygote::FirstPages(set) => {
-                zygote.first_pages = set;
+                zygote.take_first_pages(set);
                 continue;
             }
             ToZygote::Load { .. } => return Err(Error::BadMessage("a second load")),
@@ -157,6 +159,25 @@ impl Zygote {
             daemon,
             single,
         })
+    }
+
+    /// Prepares for forks that touch these pages first; the image is complete.
+    fn take_first_pages(&mut self, set: FirstPages) {
+        let image = self.memory.enlarge(&set.read, &[&set.acknowledge, &set.command]);
+        let root = match self.root.map(|root| large::copy_root(root, &set.root)).transpose() {
+            Ok(parts) => parts.unwrap_or_default(),
+            Err(error) => {
+                tracing::warn!(%error, "the root image is left in small pages");
+                0
+            }
+        };
+        tracing::debug!(image, root, "what forks read is kept in large pages");
+        self.first_pages = set;
+    }
+
+    /// What a fork can tell of its guest.
+    fn touchable(&self) -> Touchable {
+        Touchable { memory: self.memory.clone(), root: self.root }
     }
 
     /// Makes the process of one fork.
