@@ -148,8 +148,6 @@ pub enum FromFork {
         read: Vec<PageRun>,
         /// Pages written.
         write: Vec<PageRun>,
-        /// Pages of the root image that are mapped.
-        root: Vec<PageRun>,
     },
     /// The guest acknowledged its identity.
     Acknowledged {
@@ -221,8 +219,6 @@ pub struct FirstPages {
     pub command: Vec<PageRun>,
     /// Read until then, and not written.
     pub read: Vec<PageRun>,
-    /// Of the root image, read until then, with the neighbours that the kernel maps.
-    pub root: Vec<PageRun>,
 }
 
 /// Neighbouring pages of 4 KiB of an image: number of the first, and how many.

@@ -82,8 +82,6 @@ pub struct Touched {
     pub read: Vec<PageRun>,
     /// Written.
     pub write: Vec<PageRun>,
-    /// Of the root image.
-    pub root: Vec<PageRun>,
 }
 
 impl Parked {
@@ -195,8 +193,8 @@ impl Parked {
             .send(&ToFork::Activate { mailbox, advance_monotonic: false, plugged: false }, &[])
             .await?;
         let (mut touched, mut answer) = (None, self.hear().await?);
-        if let FromFork::WorkingSet { read, write, root } = answer {
-            touched = Some(Touched { read, write, root });
+        if let FromFork::WorkingSet { read, write } = answer {
+            touched = Some(Touched { read, write });
             answer = self.hear().await?;
         }
         match answer {
@@ -224,7 +222,7 @@ impl Parked {
     async fn report(&self) -> Result<Touched, Error> {
         self.socket.send(&ToFork::Report, &[]).await?;
         match self.hear().await? {
-            FromFork::WorkingSet { read, write, root } => Ok(Touched { read, write, root }),
+            FromFork::WorkingSet { read, write } => Ok(Touched { read, write }),
             _ => Err(Error::Protocol),
         }
     }

@@ -12,9 +12,6 @@ use crate::{
     fork::{Stages, Touched},
 };
 
-/// Pages of a root image that are looked at: 4 GiB of it.
-const MOST_OF_ROOT: u64 = 1 << 20;
-
 /// What the forks of a template touch first, as an earlier load of it has kept it. `None` if it is not kept, or is of no use.
 pub(super) async fn kept(template: &Template) -> Option<FirstPages> {
     let directory = template.snapshot_dir();
@@ -39,7 +36,6 @@ pub(super) async fn keep(template: &Template, stages: Stages) -> Option<FirstPag
         let (first, answer, all) = (of(&stages.acknowledge), of(&stages.answer), of(&stages.command));
         tracing::debug!(template = name, %first, %answer, %all, "working set recorded");
         let all = all.beginning_with(&first);
-        let all = all.with_root(numbers(&stages.command.root, MOST_OF_ROOT));
         let known = first_pages(&all);
         if let Err(error) = all.write_by_stages(&[first, answer], &directory) {
             tracing::warn!(template = name, error = chain(&error), "the working set is not kept");
@@ -58,13 +54,11 @@ pub(super) async fn keep(template: &Template, stages: Stages) -> Option<FirstPag
 
 /// Of an image of so many pages. A fork may say what it likes: of a list with more pages than that the rest is dropped.
 fn set(touched: &Touched, image: u64) -> WorkingSet {
-    WorkingSet::new(numbers(&touched.read, image), numbers(&touched.write, image))
-}
-
-/// The pages of these runs that are below `end`, at most so many.
-fn numbers(runs: &[PageRun], end: u64) -> Vec<u64> {
-    let inside = |&(first, pages): &PageRun| first.min(end)..first.saturating_add(pages).min(end);
-    runs.iter().flat_map(inside).take(end as usize).collect()
+    let numbers = |runs: &[PageRun]| -> Vec<u64> {
+        let inside = |&(first, pages): &PageRun| first.min(image)..first.saturating_add(pages).min(image);
+        runs.iter().flat_map(inside).take(image as usize).collect()
+    };
+    WorkingSet::new(numbers(&touched.read), numbers(&touched.write))
 }
 
 fn first_pages(set: &WorkingSet) -> FirstPages {
@@ -73,7 +67,6 @@ fn first_pages(set: &WorkingSet) -> FirstPages {
         acknowledge: runs(&set.acknowledge),
         command: runs(&set.written_later()),
         read: runs(&set.read),
-        root: runs(&set.root),
     }
 }
 

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::sys::{
     mapping::{LARGE_PAGE, Mapping},
-    pagemap::Pages,
+    pagemap::{Pagemap, Pages},
 };
 
 /// Bytes copied at a time by [`GuestMemory::rewind`].
@@ -155,7 +155,9 @@ impl GuestMemory {
     }
 
     fn pages(&self, wanted: Pages) -> io::Result<Vec<Range<u64>>> {
-        self.mapping.pages(wanted)
+        let start = self.mapping.address();
+        let found = Pagemap::own()?.find(wanted, start, self.bytes())?;
+        Ok(found.into_iter().map(|range| range.start - start..range.end - start).collect())
     }
 
     fn write_image(&self, offset: u64, bytes: &[u8]) -> Result<(), GuestMemoryError> {

@@ -2,7 +2,7 @@
 
 pub mod guest;
 pub mod image;
-pub mod large;
+mod large;
 pub mod layout;
 
 /// Guest memory as devices and loaders see it: checked, volatile access only, never a Rust reference.

@@ -5,8 +5,7 @@
 //! ```
 //!
 //! Pages of 4 KiB by their number in the image; each list is sorted and its ranges are disjoint; a page that is written is in
-//! `write` only; `acknowledge` are those of `write` that are written before the acknowledgement, and may be absent; so may `root`,
-//! pages of the root image that are read. It is advice: wrong, it costs time and memory, never correctness. So it is not part of what the
+//! `write` only; `acknowledge` are those of `write` that are written before the acknowledgement, and may be absent. It is advice: wrong, it costs time and memory, never correctness. So it is not part of what the
 //! manifest vouches for, may be replaced at any time, and is read like everything else from disk: checked, or refused.
 
 use std::collections::{BTreeSet, HashSet};
@@ -25,8 +24,8 @@ const FORMAT: u32 = 1;
 /// Most ranges in each list: a set in more pieces than this is no set that anything can be done with in one batch.
 const MAX_RANGES: usize = 1 << 16;
 
-/// Longest file in bytes: three lists full, 24 bytes a range.
-const MAX_BYTES: u64 = 72 * MAX_RANGES as u64;
+/// Longest file in bytes: both lists full, 24 bytes a range.
+const MAX_BYTES: u64 = 48 * MAX_RANGES as u64;
 
 /// A run of pages of the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,8 +58,6 @@ pub struct WorkingSet {
     pub write: Vec<PageRange>,
     /// Of those, the ones written before the fork acknowledges its identity; none if that is not known.
     pub acknowledge: Vec<PageRange>,
-    /// Of the root image, read, with their neighbours; none if that is not known.
-    pub root: Vec<PageRange>,
 }
 
 /// As it is on disk.
@@ -72,8 +69,6 @@ struct Document {
     write: Vec<PageRange>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     acknowledge: Vec<PageRange>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    root: Vec<PageRange>,
 }
 
 impl WorkingSet {
@@ -81,7 +76,7 @@ impl WorkingSet {
     pub fn new(read: impl IntoIterator<Item = u64>, write: impl IntoIterator<Item = u64>) -> Self {
         let write: BTreeSet<u64> = write.into_iter().collect();
         let read: BTreeSet<u64> = read.into_iter().filter(|page| !write.contains(page)).collect();
-        Self { read: ranges(read), write: ranges(write), ..Self::default() }
+        Self { read: ranges(read), write: ranges(write), acknowledge: Vec::new() }
     }
 
     /// The same with those of its written pages that `first`, its beginning, has written too, as `acknowledge`.
@@ -90,12 +85,6 @@ impl WorkingSet {
         let begun: BTreeSet<u64> = numbers(&first.write).collect();
         let acknowledge = ranges(numbers(&self.write).filter(|page| begun.contains(page)).collect());
         Self { acknowledge, ..self }
-    }
-
-    /// The same with these pages of the root image, in any order.
-    #[must_use]
-    pub fn with_root(self, pages: impl IntoIterator<Item = u64>) -> Self {
-        Self { root: ranges(pages.into_iter().collect()), ..self }
     }
 
     /// Pages written after the acknowledgement.
@@ -151,14 +140,14 @@ impl WorkingSet {
     }
 
     fn encode(&self) -> Vec<u8> {
-        let Self { read, write, acknowledge, root } = self.clone();
-        let document = Document { format: FORMAT, read, write, acknowledge, root };
+        let Self { read, write, acknowledge } = self.clone();
+        let document = Document { format: FORMAT, read, write, acknowledge };
         serde_json::to_vec(&document).expect("numbers are JSON")
     }
 
     /// Decodes for an image of `memory_bytes`; everything is checked.
     fn decode(text: &[u8], memory_bytes: u64) -> Result<Self, Error> {
-        let Document { format, read, write, acknowledge, root } =
+        let Document { format, read, write, acknowledge } =
             serde_json::from_slice(text).map_err(|source| Error::Json { file: file::WORKING_SET, source })?;
         let bad = |what| damaged(file::WORKING_SET, Damage::Structure(what));
         if format != FORMAT {
@@ -167,7 +156,6 @@ impl WorkingSet {
         check(&read, memory_bytes / PAGE).map_err(bad)?;
         check(&write, memory_bytes / PAGE).map_err(bad)?;
         check(&acknowledge, memory_bytes / PAGE).map_err(bad)?;
-        check(&root, u64::MAX / PAGE).map_err(bad)?;
         if overlap(&read, &write) {
             return Err(bad("a page is in both of its lists"));
         }
@@ -175,7 +163,7 @@ impl WorkingSet {
         if !numbers(&acknowledge).all(|page| written.contains(&page)) {
             return Err(bad("a page is written first and yet not written"));
         }
-        Ok(Self { read, write, acknowledge, root })
+        Ok(Self { read, write, acknowledge })
     }
 }
 

@@ -4,15 +4,10 @@
 //! lost: every user of an address would have to prove that the mapping still exists. A [`Mapping`] is therefore
 //! never unmapped, and all that is derived from it stays valid.
 
-use std::{io, ops::Range, os::fd::AsFd};
+use std::{io, os::fd::AsFd};
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise};
 use vm_memory::{GuestAddress, GuestRegionMmap, MmapRegion};
-
-use super::{
-    memfd::SealedMemory,
-    pagemap::{Pagemap, Pages},
-};
 
 /// Bytes of a large page, and the multiple at which a mapping of a file starts: what a large page holds is mapped as one
 /// only if file and address agree in it, and KVM asks the same of address and guest-physical address.
@@ -110,37 +105,6 @@ impl Mapping {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
         }
-    }
-
-    /// Maps shared memory, from `from` on, read-only over `[offset, offset + len)` of this mapping, whole pages: same contents from
-    /// another place.
-    ///
-    /// # Errors
-    /// Those of mmap(2); the old pages are still mapped then.
-    pub fn put_over(&self, offset: u64, len: u64, memory: &SealedMemory, from: u64) -> io::Result<()> {
-        let start = self.piece(offset, len);
-        let flags = MapFlags::SHARED | MapFlags::FIXED;
-        // SAFETY: the range lies in this mapping (`piece`), which is guest memory: no Rust object lives in it, and it stays
-        // mapped.
-        unsafe { rustix::mm::mmap(start, len as usize, ProtFlags::READ, flags, memory.reader(), from)? };
-        Ok(())
-    }
-
-    /// Copies `[offset, offset + buffer.len())` out.
-    pub fn read(&self, offset: u64, buffer: &mut [u8]) {
-        let start: *const u8 = self.piece(offset, buffer.len() as u64).cast();
-        // SAFETY: the range lies in this mapping (`piece`), and `buffer` does not: nobody has references into it.
-        unsafe { std::ptr::copy_nonoverlapping(start, buffer.as_mut_ptr(), buffer.len()) }
-    }
-
-    /// Which of its pages are in this process's page tables, as byte ranges of the mapping.
-    ///
-    /// # Errors
-    /// When the page tables cannot be read.
-    pub fn pages(&self, wanted: Pages) -> io::Result<Vec<Range<u64>>> {
-        let start = self.address();
-        let found = Pagemap::own()?.find(wanted, start, self.len as u64)?;
-        Ok(found.into_iter().map(|range| range.start - start..range.end - start).collect())
     }
 
     /// Throws the process's own copies in `[offset, offset + len)` away: the pages are those of the file again.

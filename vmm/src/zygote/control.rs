@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, mpsc::Sender},
 };
 
-use super::touched::{self, Touchable};
+use super::touched;
 use crate::{
     channel::Channel,
     devices::{
@@ -13,6 +13,7 @@ use crate::{
         virtio::vsock::{HostPorts, Vsock},
     },
     machine::{ConsoleReader, Interrupter, Observer, Source},
+    memory::guest::GuestMemory,
     protocol::{FromFork, Opening, Passage, Stamps, ToFork},
 };
 
@@ -37,7 +38,7 @@ pub struct Control {
     channel: Arc<Channel>,
     requests: Sender<Request>,
     interrupter: Interrupter,
-    guest: Touchable,
+    memory: GuestMemory,
     console: ConsoleReader,
     /// After a rewind, the socket is the lead vCPU's.
     rewinding: bool,
@@ -46,15 +47,15 @@ pub struct Control {
 }
 
 impl Control {
-    /// Requests go to `requests`, whose receiver is the lead vCPU's thread. `guest` is what it reports of.
+    /// Requests go to `requests`, whose receiver is the lead vCPU's thread. `memory` is the guest's, for reports of it.
     pub fn new(
         channel: Arc<Channel>,
         requests: Sender<Request>,
         interrupter: Interrupter,
-        guest: Touchable,
+        memory: GuestMemory,
     ) -> Self {
         let console = ConsoleReader::default();
-        Self { channel, requests, interrupter, guest, console, rewinding: false, before_connection: None }
+        Self { channel, requests, interrupter, memory, console, rewinding: false, before_connection: None }
     }
 
     /// Does `work` before it makes the first connection.
@@ -115,7 +116,7 @@ impl Source for Control {
                     }
                 }
                 Ok(Some((ToFork::Report, _))) => {
-                    if let Err(error) = touched::report(&self.channel, &self.guest) {
+                    if let Err(error) = touched::report(&self.channel, &self.memory) {
                         tracing::warn!(
                             error = crate::machine::one_line(&error),
                             "the working set is not told"
@@ -166,14 +167,14 @@ impl HostPorts for Asker {
 pub struct Acknowledge {
     channel: Arc<Channel>,
     stamps: std::sync::Mutex<Stamps>,
-    /// The guest, if it is to be told what was touched of it.
-    learn: Option<Touchable>,
+    /// The guest's memory, if it is to be told what was touched of it.
+    learn: Option<GuestMemory>,
 }
 
 impl Acknowledge {
     /// `stamps` are those reached until the guest is entered. What was touched of `learn` is told first: the guest stands
     /// still meanwhile, so it is what the way to the acknowledgement takes and no page more.
-    pub fn new(channel: Arc<Channel>, stamps: Stamps, learn: Option<Touchable>) -> Self {
+    pub fn new(channel: Arc<Channel>, stamps: Stamps, learn: Option<GuestMemory>) -> Self {
         Self { channel, stamps: std::sync::Mutex::new(stamps), learn }
     }
 }
@@ -182,7 +183,7 @@ impl Observer for Acknowledge {
     fn acknowledged(&self, generation: u64, nonce: u64) {
         let mut stamps = self.stamps.lock().expect("no holder panics");
         stamps.acknowledged = crate::clock::monotonic_ns();
-        if let Some(Err(error)) = self.learn.as_ref().map(|guest| touched::report(&self.channel, guest)) {
+        if let Some(Err(error)) = self.learn.as_ref().map(|memory| touched::report(&self.channel, memory)) {
             // Whoever learns from this fork sees that it is missing.
             tracing::warn!(error = crate::machine::one_line(&error), "the working set is not told");
         }

@@ -20,6 +20,7 @@ use crate::{
         self, About, EventLoop, EventLoopSeed, Forkpoint, Halt, Interrupter, Machine, Paused, RunningLoop,
         Steps,
     },
+    memory::guest::GuestMemory,
     protocol::{FromFork, Stamps, StopReason, ToFork, View},
     sys::{process, uffd::Uffd},
     vm::ClockState,
@@ -105,7 +106,7 @@ fn live(
     if pre_fault {
         machine.pre_fault(prepared, &zygote.first_pages.read);
     }
-    let (desk, mut source) = Desk::open(control, zygote);
+    let (desk, mut source) = Desk::open(control, &zygote.memory);
     if view == View::Complete {
         let (memory, command) = (zygote.memory.clone(), zygote.first_pages.command.clone());
         source.before_connection(move || memory.copy_ahead(&command));
@@ -118,7 +119,7 @@ fn live(
         fork.control.send(&FromFork::Parked(stamps), &[])?;
         let still;
         (machine, still) = fork.serve_once(machine, event_loop, stamps)?;
-        let (desk, source) = Desk::open(control, zygote);
+        let (desk, source) = Desk::open(control, &zygote.memory);
         fork.desk = desk;
         event_loop = still.with_source(source)?.start()?;
         // What the way here took is not needed again, and the fork may wait for long.
@@ -134,10 +135,10 @@ struct Desk {
 
 impl Desk {
     /// A desk and who serves it. Called by the thread that runs the lead vCPU.
-    fn open(control: &Arc<Channel>, zygote: &Zygote) -> (Self, Box<Control>) {
+    fn open(control: &Arc<Channel>, memory: &GuestMemory) -> (Self, Box<Control>) {
         let (sender, requests) = mpsc::channel();
         let interrupter = Interrupter::of_this_thread();
-        let reader = Control::new(control.clone(), sender, interrupter.clone(), zygote.touchable());
+        let reader = Control::new(control.clone(), sender, interrupter.clone(), memory.clone());
         (Self { requests, interrupter }, Box::new(reader))
     }
 }
@@ -224,7 +225,7 @@ impl Fork<'_> {
         stamps: Stamps,
     ) -> Result<(Machine<Paused>, EventLoop, bool), Error> {
         loop {
-            let learn = self.learning.then(|| self.zygote.touchable());
+            let learn = self.learning.then(|| machine.memory().clone());
             let observer = Arc::new(Acknowledge::new(self.control.clone(), stamps, learn));
             let mut running = machine.resume(forkpoint.vcpu, observer)?;
             let request = match running.wait(&self.desk.interrupter)? {

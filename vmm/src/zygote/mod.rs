@@ -7,8 +7,6 @@ mod control;
 mod fork;
 mod touched;
 
-use touched::Touchable;
-
 use std::{
     fs::File,
     os::fd::{AsFd, OwnedFd},
@@ -20,7 +18,7 @@ use crate::{
     channel::{self, Channel},
     clock,
     machine::{self, PreparedMachine},
-    memory::{guest::GuestMemory, large},
+    memory::guest::GuestMemory,
     protocol::{Failure, FailureKind, FirstPages, FromZygote, Stamps, ToZygote, View},
     snapshot::Snapshot,
     sys::{
@@ -163,21 +161,9 @@ impl Zygote {
 
     /// Prepares for forks that touch these pages first; the image is complete.
     fn take_first_pages(&mut self, set: FirstPages) {
-        let image = self.memory.enlarge(&set.read, &[&set.acknowledge, &set.command]);
-        let root = match self.root.map(|root| large::copy_root(root, &set.root)).transpose() {
-            Ok(parts) => parts.unwrap_or_default(),
-            Err(error) => {
-                tracing::warn!(%error, "the root image is left in small pages");
-                0
-            }
-        };
-        tracing::debug!(image, root, "what forks read is kept in large pages");
+        let parts = self.memory.enlarge(&set.read, &[&set.acknowledge, &set.command]);
+        tracing::debug!(parts, "what forks only read is kept in large pages");
         self.first_pages = set;
-    }
-
-    /// What a fork can tell of its guest.
-    fn touchable(&self) -> Touchable {
-        Touchable { memory: self.memory.clone(), root: self.root }
     }
 
     /// Makes the process of one fork.

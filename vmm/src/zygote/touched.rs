@@ -6,7 +6,6 @@ use crate::{
     channel::{self, Channel},
     memory::{guest::GuestMemory, layout::PAGE},
     protocol::{FromFork, MAX_PAGE_RUNS, PageRun},
-    sys::{mapping::Mapping, pagemap::Pages},
 };
 
 /// Why it was not told.
@@ -20,25 +19,14 @@ pub enum Error {
     Channel(#[from] channel::Error),
 }
 
-/// What a guest can touch.
-#[derive(Clone, Debug)]
-pub struct Touchable {
-    /// Its memory.
-    pub memory: GuestMemory,
-    /// Its root image.
-    pub root: Option<Mapping>,
-}
-
-/// Tells the daemon which pages the guest has read and written until now.
+/// Tells the daemon which pages of `memory` the guest has read and written until now.
 ///
 /// # Errors
 /// [`Error`]; nothing was sent then.
-pub fn report(channel: &Channel, guest: &Touchable) -> Result<(), Error> {
-    let write = page_runs(guest.memory.private().map_err(Error::Pages)?);
-    let read = page_runs(guest.memory.shared().map_err(Error::Pages)?);
-    let root = guest.root.map(|root| root.pages(Pages::Shared)).transpose().map_err(Error::Pages)?;
-    let root = page_runs(root.unwrap_or_default());
-    Ok(channel.send(&FromFork::WorkingSet { read, write, root }, &[])?)
+pub fn report(channel: &Channel, memory: &GuestMemory) -> Result<(), Error> {
+    let write = page_runs(memory.private().map_err(Error::Pages)?);
+    let read = page_runs(memory.shared().map_err(Error::Pages)?);
+    Ok(channel.send(&FromFork::WorkingSet { read, write }, &[])?)
 }
 
 fn page_runs(ranges: Vec<Range<u64>>) -> Vec<PageRun> {
