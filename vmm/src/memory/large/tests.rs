@@ -13,8 +13,8 @@ fn parts_that_are_read_and_not_written_are_worth_it() {
 #[test]
 fn runs_over_borders_count_on_both_sides() {
     assert_eq!(worth_it(&[(508, 8)], &[], IMAGE), [0, LARGE_PAGE]);
-    assert_eq!(worth_it(&[(508, 8)], &[&[(511, 2)]], IMAGE), []);
-    assert_eq!(worth_it(&[(509, 6)], &[], IMAGE), []);
+    assert!(worth_it(&[(508, 8)], &[&[(511, 2)]], IMAGE).is_empty());
+    assert!(worth_it(&[(509, 6)], &[], IMAGE).is_empty());
 }
 
 #[test]
@@ -23,5 +23,5 @@ fn what_is_outside_of_the_image_counts_nowhere() {
         worth_it(&[(8 * 512, 512), (u64::MAX, u64::MAX), (7 * 512, u64::MAX)], &[], IMAGE),
         [7 * LARGE_PAGE]
     );
-    assert_eq!(worth_it(&[(0, 512)], &[], LARGE_PAGE - 4096), []);
+    assert!(worth_it(&[(0, 512)], &[], LARGE_PAGE - 4096).is_empty());
 }
