@@ -110,21 +110,25 @@ impl GuestMemory {
         }
     }
 
-    /// Has the parts of the image that are read and not written kept in large pages and mapped so by this process and those that
-    /// are forked from it: a guest then takes one fault for 512 pages, and no page tables for them. `read` and `written` are runs
-    /// of pages as in [`GuestMemory::copy_ahead`]. The image is complete. What the host refuses stays as it is. Returns how
-    /// many parts were tried.
-    pub fn enlarge(&self, read: &[(u64, u64)], written: &[&[(u64, u64)]]) -> usize {
-        let parts = large::worth_it(read, written, self.bytes());
-        for &start in &parts {
-            // Linux 6.1 answers EINVAL for private mappings when all is done but the mapping.
-            if let Err(error) = self.mapping.collapse(start, LARGE_PAGE) {
-                tracing::debug!(start, %error, "not collapsed, or not mapped so");
-            }
-            // Mapped here, too, they are never a fork's alone (`sys::pagemap`).
-            let _ = self.mapping.populate(start, LARGE_PAGE);
+    /// Starts, in bytes, of the parts of the image that are worth [`GuestMemory::enlarge`]: those that are read and not written.
+    /// `read` and `written` are runs of pages as in [`GuestMemory::copy_ahead`].
+    pub fn worth_enlarging(&self, read: &[(u64, u64)], written: &[&[(u64, u64)]]) -> Vec<u64> {
+        large::worth_it(read, written, self.bytes())
+    }
+
+    /// Has the 2 MiB of the image from `start` on kept in a large page and mapped so by this process and those that are forked from
+    /// it: a guest then takes one fault for 512 pages, and no page tables for them. The image is complete. What the host refuses
+    /// stays as it is.
+    ///
+    /// # Panics
+    /// When the part is not inside the memory.
+    pub fn enlarge(&self, start: u64) {
+        // Linux 6.1 answers EINVAL for private mappings when all is done but the mapping.
+        if let Err(error) = self.mapping.collapse(start, LARGE_PAGE) {
+            tracing::debug!(start, %error, "not collapsed, or not mapped so");
         }
-        parts.len()
+        // Mapped here, too, it is never a fork's alone (`sys::pagemap`).
+        let _ = self.mapping.populate(start, LARGE_PAGE);
     }
 
     /// Where pages of the image (the first one and how many) are in the guest: addresses and lengths in bytes. What is outside

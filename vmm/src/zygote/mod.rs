@@ -37,6 +37,8 @@ pub struct Zygote {
     image: File,
     root: Option<Mapping>,
     first_pages: FirstPages,
+    /// Starts of the parts of the image that are still to be kept in large pages.
+    to_enlarge: Vec<u64>,
     snapshot: Snapshot,
     msr_list: Vec<u32>,
     daemon: Option<rustix::process::Pid>,
@@ -96,7 +98,7 @@ pub fn serve(mut control: Channel) -> Result<(), Error> {
     // Kernels that heed it for mapped files, too, would not map the image by large pages. What a fork allocates is smaller.
     process::allow_large_pages(true);
     control.send(&FromZygote::Loaded, &[])?;
-    while let Some((message, fds)) = control.receive()? {
+    while let Some((message, fds)) = zygote.next(&control)? {
         let (token, view, pre_fault) = match message {
             ToZygote::Spawn { token, view, pre_fault } => (token, view, pre_fault),
             ToZygote::FirstPages(set) => {
@@ -152,6 +154,7 @@ impl Zygote {
             image,
             root,
             first_pages: FirstPages::default(),
+            to_enlarge: Vec::new(),
             snapshot,
             msr_list,
             daemon,
@@ -159,10 +162,27 @@ impl Zygote {
         })
     }
 
+    /// The next message; `None` when the daemon is gone. While there is none, the image is kept in large pages part by part,
+    /// which takes a millisecond each.
+    fn next(&mut self, control: &Channel) -> Result<Option<(ToZygote, Vec<OwnedFd>)>, channel::Error> {
+        while let Some(part) = self.to_enlarge.pop() {
+            match control.try_receive() {
+                Err(channel::Error::Io(error)) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    self.memory.enlarge(part);
+                }
+                received => {
+                    self.to_enlarge.push(part);
+                    return received;
+                }
+            }
+        }
+        control.receive()
+    }
+
     /// Prepares for forks that touch these pages first; the image is complete.
     fn take_first_pages(&mut self, set: FirstPages) {
-        let parts = self.memory.enlarge(&set.read, &[&set.acknowledge, &set.command]);
-        tracing::debug!(parts, "what forks only read is kept in large pages");
+        self.to_enlarge = self.memory.worth_enlarging(&set.read, &[&set.acknowledge, &set.command]);
+        tracing::debug!(parts = self.to_enlarge.len(), "what forks only read goes into large pages");
         self.first_pages = set;
     }
 

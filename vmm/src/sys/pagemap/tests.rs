@@ -38,7 +38,8 @@ fn pages_written_are_private_and_pages_read_are_shared() {
 #[test]
 fn large_pages_are_the_images_until_they_are_written() {
     let (_image, memory) = view();
-    assert_eq!(memory.enlarge(&[(0, 512)], &[]), 1);
+    assert_eq!(memory.worth_enlarging(&[(0, 512)], &[]), [0]);
+    memory.enlarge(0);
     let mut bytes = vec![0; LARGE_PAGE as usize];
     memory.ram().read_slice(&mut bytes, GuestAddress(0)).unwrap();
     assert!(bytes[..CHUNK].iter().all(|&byte| byte == 1) && bytes[CHUNK..].iter().all(|&byte| byte == 0));
