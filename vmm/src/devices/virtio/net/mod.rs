@@ -16,6 +16,7 @@ use std::{
 
 use forkling_proto::network::{MTU, TEMPLATE_MAC};
 use mio::{Interest, Registry, Token, unix::SourceFd};
+use rustix::io::Errno;
 
 use super::{Chain, Queues, Violation, VirtioDevice, copy_config};
 use crate::{devices::Error, memory::GuestRam, sys::frames};
@@ -64,11 +65,14 @@ pub struct Net {
     frames: OwnedFd,
     mtu: u16,
     plugged: bool,
+    /// It was plugged before, so the descriptor may hold frames for a guest that is gone.
+    used: bool,
     /// The descriptor may have a frame (true until a read finds none).
     readable: bool,
     /// A frame for which the guest had no buffers: header and frame.
     waiting: Vec<u8>,
-    /// The part of a received packet that the guest's first buffer has no room for.
+    /// The part of a received packet that the guest's first buffer has no room for. Pages of it that no packet reaches
+    /// are never touched.
     overflow: Vec<u8>,
     vectors: frames::Vectors,
 }
@@ -80,9 +84,10 @@ impl Net {
             frames: backend.frames,
             mtu: MTU,
             plugged: false,
+            used: false,
             readable: true,
             waiting: Vec::new(),
-            overflow: Vec::new(),
+            overflow: vec![0; HEADER + MAX_FRAME],
             vectors: frames::Vectors::default(),
         }
     }
@@ -100,8 +105,12 @@ impl Net {
         registry.register(&mut SourceFd(&fd), token, Interest::READABLE | Interest::WRITABLE)
     }
 
-    /// From now on frames pass.
+    /// From now on frames pass, those that come from now on.
     pub fn plug(&mut self) {
+        if self.used {
+            self.drain();
+        }
+        self.used = true;
         self.plugged = true;
         self.readable = true;
     }
@@ -110,6 +119,12 @@ impl Net {
     pub fn on_ready(&mut self, queues: &mut Queues<'_>, readable: bool) -> Result<(), Violation> {
         self.readable |= readable;
         self.process(queues)
+    }
+
+    /// Takes what the descriptor holds, and throws it away.
+    fn drain(&self) {
+        // A shorter read takes a whole packet too.
+        while let Ok(1..) | Err(Errno::INTR) = rustix::io::read(&self.frames, &mut [0; HEADER]) {}
     }
 
     /// Sends what the guest has queued, as far as the other end takes it.
@@ -150,7 +165,6 @@ impl Net {
             if room < HEADER + MIN_FRAME {
                 return Err(Violation::Short(RX));
             }
-            self.overflow.resize(HEADER + MAX_FRAME, 0);
             let Some(len) = self.receive_into(queues.ram(), &chain) else {
                 queues.undo_pop(RX);
                 return Ok(());
@@ -232,8 +246,7 @@ impl Net {
             queues.push_used(RX, &first, room)?;
             return Ok(true);
         }
-        self.overflow.clear();
-        self.overflow.extend_from_slice(&packet[room..]);
+        self.overflow[..packet.len() - room].copy_from_slice(&packet[room..]);
         self.spread(queues, first, packet.len())?;
         Ok(self.waiting.is_empty())
     }
@@ -289,7 +302,8 @@ impl VirtioDevice for Net {
 
     fn save(&self) -> NetState {
         // What waits is a frame on its way, and lost like those in the descriptor.
-        let Self { frames: _, mtu, plugged: _, readable: _, waiting: _, overflow: _, vectors: _ } = self;
+        let Self { frames: _, mtu, plugged: _, used: _, readable: _, waiting: _, overflow: _, vectors: _ } =
+            self;
         NetState { mtu: *mtu }
     }
 
