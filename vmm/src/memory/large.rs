@@ -10,7 +10,7 @@ const PAGES: u64 = LARGE_PAGE / PAGE;
 
 /// Pages that forks read in a part from which on it is worth up to 2 MiB of the host's memory, once for all forks: as
 /// many faults are saved in each fork made from nothing, and two page-table pages.
-const ENOUGH: u64 = 4;
+const ENOUGH: u64 = 8;
 
 /// Starts, in bytes of the image, of the large pages of which forks read [`ENOUGH`] pages and write none, in order. A page that
 /// is written takes its large page apart again in that fork. Runs are first pages and how many; `bytes` is the image's length.
