@@ -7,6 +7,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
+use memmap2::MmapMut;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
@@ -34,8 +35,9 @@ pub enum Error {
 
 thread_local! {
     // One for all sockets of a thread, since a packet is decoded as soon as it is there. Only the pages that the longest
-    // packet fills are ever touched.
-    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; MAX_MESSAGE]);
+    // packet fills are ever touched: from the heap it might be memory used before, and be cleared as a whole.
+    static BUFFER: RefCell<MmapMut> =
+        RefCell::new(MmapMut::map_anon(MAX_MESSAGE).expect("the process can be given 64 KiB"));
 }
 
 /// One end of a control socket.

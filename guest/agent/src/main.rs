@@ -40,6 +40,7 @@ fn main() -> anyhow::Result<()> {
         return serve_unix(std::env::args().skip(1).collect::<Vec<_>>().as_slice())
             .map(|never| match never {});
     }
+    boot::settle();
     std::panic::set_hook(Box::new(|panic| give_up(&format!("the agent has a bug: {panic}"))));
     match be_init() {
         Ok(never) => match never {},

@@ -2,6 +2,7 @@
 
 pub mod guest;
 pub mod image;
+mod large;
 pub mod layout;
 
 /// Guest memory as devices and loaders see it: checked, volatile access only, never a Rust reference.

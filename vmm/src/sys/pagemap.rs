@@ -10,6 +10,9 @@ use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, ioctl, opcode};
 /// Page size in bytes.
 const PAGE: u64 = 4096;
 
+/// Pages in a large page.
+const PAGES_OF_LARGE: u64 = 512;
+
 /// Which pages of a mapping are asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pages {
@@ -98,19 +101,29 @@ fn read(pagemap: &File, wanted: Pages, address: u64, len: u64) -> io::Result<Vec
     const PRESENT: u64 = 1 << 63;
     const SWAPPED: u64 = 1 << 62;
     const OF_FILE: u64 = 1 << 61;
+    const EXCLUSIVE: u64 = 1 << 56;
     const ENTRY: u64 = size_of::<u64>() as u64;
-    let is_wanted = |entry: u64| match wanted {
-        Pages::Private => entry & (PRESENT | SWAPPED) != 0 && entry & OF_FILE == 0,
-        Pages::Shared => entry & PRESENT != 0 && entry & OF_FILE != 0,
+    // Before Linux 6.11 a large page of a file is not shown as a file's, but all of it as mapped by another process too: the
+    // zygote. Copies that a process has made are its alone.
+    let is_large = |entries: &[u64]| {
+        entries.iter().all(|entry| entry & (PRESENT | SWAPPED | OF_FILE | EXCLUSIVE) == PRESENT)
     };
-    let mut buffer = vec![0; 16 * 1024];
+    let is_wanted = |entry: u64, large: bool| match wanted {
+        Pages::Private => entry & (PRESENT | SWAPPED) != 0 && entry & OF_FILE == 0 && !large,
+        Pages::Shared => entry & PRESENT != 0 && (entry & OF_FILE != 0 || large),
+    };
+    let mut buffer = vec![0; (PAGES_OF_LARGE * ENTRY) as usize];
     let mut pages = Vec::new();
     let (mut page, end) = (address / PAGE, (address + len) / PAGE);
     while page < end {
-        let wanted_bytes = buffer.len().min(((end - page) * ENTRY) as usize);
-        pagemap.read_exact_at(&mut buffer[..wanted_bytes], page * ENTRY)?;
-        for entry in buffer[..wanted_bytes].chunks_exact(ENTRY as usize) {
-            if is_wanted(u64::from_le_bytes(entry.try_into().expect("eight bytes"))) {
+        let count = (PAGES_OF_LARGE - page % PAGES_OF_LARGE).min(end - page);
+        let bytes = &mut buffer[..(count * ENTRY) as usize];
+        pagemap.read_exact_at(bytes, page * ENTRY)?;
+        let entry = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().expect("eight bytes"));
+        let entries: Vec<u64> = bytes.chunks_exact(ENTRY as usize).map(entry).collect();
+        let large = count == PAGES_OF_LARGE && is_large(&entries);
+        for entry in entries {
+            if is_wanted(entry, large) {
                 add(&mut pages, page * PAGE..(page + 1) * PAGE);
             }
             page += 1;

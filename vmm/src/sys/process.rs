@@ -8,6 +8,14 @@ pub fn trim_heap() {
     unsafe { libc::malloc_trim(0) };
 }
 
+/// Whether the kernel may use large pages in this process and its children (PR_SET_THP_DISABLE); a kernel without them does
+/// not know the question.
+pub fn allow_large_pages(allow: bool) {
+    if let Err(error) = rustix::thread::disable_transparent_huge_pages(!allow) {
+        tracing::debug!(%error, allow, "large pages are left as they are");
+    }
+}
+
 /// Proof that this process had one thread when it was checked; its holder starts none.
 pub struct SingleThreaded(());
 

@@ -37,6 +37,8 @@ pub struct Zygote {
     image: File,
     root: Option<Mapping>,
     first_pages: FirstPages,
+    /// Starts of the parts of the image that are still to be kept in large pages.
+    to_enlarge: Vec<u64>,
     snapshot: Snapshot,
     msr_list: Vec<u32>,
     daemon: Option<rustix::process::Pid>,
@@ -84,10 +86,8 @@ pub fn serve(mut control: Channel) -> Result<(), Error> {
     // Before anything else: a daemon that is killed now takes this process with it.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
         .map_err(|error| Error::Process(error.into()))?;
-    // A huge page under a stack or heap of a fork takes it 2 MiB and, to be cleared, longer than all else together.
-    if let Err(error) = rustix::thread::disable_transparent_huge_pages(true) {
-        tracing::debug!(%error, "forks may take huge pages");
-    }
+    // A huge page under a heap of a fork takes it 2 MiB and, to be cleared, longer than all else together.
+    process::allow_large_pages(false);
     let Some((ToZygote::Load { root }, fds)) = control.receive()? else {
         return Err(Error::BadMessage("the first message"));
     };
@@ -95,12 +95,14 @@ pub fn serve(mut control: Channel) -> Result<(), Error> {
         Ok(zygote) => zygote,
         Err(failure) => return Ok(control.send(&FromZygote::LoadFailed(failure), &[])?),
     };
+    // Kernels that heed it for mapped files, too, would not map the image by large pages. What a fork allocates is smaller.
+    process::allow_large_pages(true);
     control.send(&FromZygote::Loaded, &[])?;
-    while let Some((message, fds)) = control.receive()? {
+    while let Some((message, fds)) = zygote.next(&control)? {
         let (token, view, pre_fault) = match message {
             ToZygote::Spawn { token, view, pre_fault } => (token, view, pre_fault),
             ToZygote::FirstPages(set) => {
-                zygote.first_pages = set;
+                zygote.take_first_pages(set);
                 continue;
             }
             ToZygote::Load { .. } => return Err(Error::BadMessage("a second load")),
@@ -152,11 +154,36 @@ impl Zygote {
             image,
             root,
             first_pages: FirstPages::default(),
+            to_enlarge: Vec::new(),
             snapshot,
             msr_list,
             daemon,
             single,
         })
+    }
+
+    /// The next message; `None` when the daemon is gone. While there is none, the image is kept in large pages part by part,
+    /// which takes a millisecond each.
+    fn next(&mut self, control: &Channel) -> Result<Option<(ToZygote, Vec<OwnedFd>)>, channel::Error> {
+        while let Some(part) = self.to_enlarge.pop() {
+            match control.try_receive() {
+                Err(channel::Error::Io(error)) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    self.memory.enlarge(part);
+                }
+                received => {
+                    self.to_enlarge.push(part);
+                    return received;
+                }
+            }
+        }
+        control.receive()
+    }
+
+    /// Prepares for forks that touch these pages first; the image is complete.
+    fn take_first_pages(&mut self, set: FirstPages) {
+        self.to_enlarge = self.memory.worth_enlarging(&set.read, &[&set.acknowledge, &set.command]);
+        tracing::debug!(parts = self.to_enlarge.len(), "what forks only read goes into large pages");
+        self.first_pages = set;
     }
 
     /// Makes the process of one fork.

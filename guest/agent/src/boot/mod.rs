@@ -2,6 +2,7 @@
 
 mod modules;
 mod root;
+mod settle;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,6 +11,8 @@ use forkling_proto::config::{self, GuestConfig};
 use rustix::process::{Resource, Rlimit};
 
 use crate::{console, network, sys};
+
+pub use settle::settle;
 
 /// Why the guest does not come up.
 #[derive(Debug, thiserror::Error)]

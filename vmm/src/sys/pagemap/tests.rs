@@ -3,6 +3,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::{Pagemap, Pages, read, scan, total};
 use crate::memory::guest::GuestMemory;
 use crate::memory::image::{CHUNK, Image};
+use crate::sys::mapping::LARGE_PAGE;
 
 const LEN: u64 = 64 << 20;
 
@@ -32,6 +33,22 @@ fn pages_written_are_private_and_pages_read_are_shared() {
     let private = Pagemap::of(pid).unwrap().find(Pages::Private, start, LEN).unwrap();
     let expected = [0..3, 100..101, 5000..5001].map(|r| start + r.start * 4096..start + r.end * 4096);
     assert_eq!(private, expected);
+}
+
+#[test]
+fn large_pages_are_the_images_until_they_are_written() {
+    let (_image, memory) = view();
+    assert_eq!(memory.worth_enlarging(&[(0, 512)], &[]), [0]);
+    memory.enlarge(0);
+    let mut bytes = vec![0; LARGE_PAGE as usize];
+    memory.ram().read_slice(&mut bytes, GuestAddress(0)).unwrap();
+    assert!(bytes[..CHUNK].iter().all(|&byte| byte == 1) && bytes[CHUNK..].iter().all(|&byte| byte == 0));
+    assert!(memory.private().unwrap().is_empty());
+    assert_eq!(total(&memory.shared().unwrap()), LARGE_PAGE);
+    memory.ram().write_slice(&[7], GuestAddress(3 * 4096)).unwrap();
+    assert_eq!(memory.private().unwrap(), vec![3 * 4096..4 * 4096; 1]);
+    memory.ram().read_slice(&mut bytes, GuestAddress(0)).unwrap();
+    assert_eq!((bytes[3 * 4096 - 1], bytes[3 * 4096], bytes[3 * 4096 + 1]), (1, 7, 1));
 }
 
 /// More regions than one call returns.
