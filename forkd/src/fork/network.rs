@@ -5,13 +5,13 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use forkling_net::control::{Guest, Membership, Policy};
+use forkling_net::control::{Guest, Limits, Membership, Policy};
 use forkling_proto::network::{ipv6_of, mac_of};
 
 use crate::{
     api::{
         error::{Code, Error, chain},
-        types::{ForkNetwork, ForkNetworkInfo, NetworkLimits},
+        types::{ForkNetwork, ForkNetworkInfo},
     },
     engine::Engine,
     identity::Identity,
@@ -31,54 +31,50 @@ pub struct NetworkChoice {
     /// A certain address.
     pub ipv4: Option<std::net::Ipv4Addr>,
     /// How much it may use.
-    pub limits: NetworkLimits,
+    pub limits: Limits,
 }
 
 /// The network of a living fork.
 #[derive(Debug)]
 pub struct Attached {
-    link: Arc<Link>,
+    link: Link,
     address: Address,
-    group: Option<String>,
-    limits: NetworkLimits,
-    egress: Mutex<Vec<String>>,
-    policy: Policy,
+    choice: Arc<NetworkChoice>,
+    /// Rules that have replaced those of the choice.
+    changed: Mutex<Option<Vec<String>>>,
 }
 
 impl Attached {
     /// A fork's NIC with an address and what was asked for.
-    pub fn new(link: Link, address: Address, choice: &NetworkChoice) -> Self {
-        Self {
-            link: Arc::new(link),
-            address,
-            group: choice.group.clone(),
-            limits: choice.limits,
-            egress: Mutex::new(choice.egress.clone()),
-            policy: choice.policy.clone(),
-        }
+    pub fn new(link: Link, address: Address, choice: Arc<NetworkChoice>) -> Self {
+        Self { link, address, choice, changed: Mutex::default() }
     }
 
     /// Lets its frames pass. Once, when it has acknowledged.
     pub fn bind(&self, identity: &Identity, name: Option<&str>) {
-        let names = [Some(identity.hostname.as_str()), name, Some(&identity.id)];
-        let mut names: Vec<_> = names.into_iter().flatten().map(str::to_ascii_lowercase).collect();
-        names.dedup();
-        let group = self.group.clone().map(|group| Membership { group, names });
+        let choice = &self.choice;
+        let group = choice.group.clone().map(|group| {
+            let names = [Some(identity.hostname.as_str()), name, Some(&identity.id)];
+            let mut names: Vec<_> = names.into_iter().flatten().map(str::to_ascii_lowercase).collect();
+            names.dedup();
+            Membership { group, names }
+        });
         let guest = Guest { id: identity.id.clone(), ipv4: self.address.network().ipv4, group };
-        self.link.bind(Bound { guest, policy: self.policy.clone(), limits: self.limits.into() });
+        self.link.bind(Bound { guest, policy: choice.policy.clone(), limits: choice.limits });
     }
 
     /// Forgets its connections, as its guest did.
-    pub fn reset(&self) {
-        self.link.reset();
+    pub async fn reset(&self) {
+        self.link.reset().await;
     }
 
     /// As the API shows it.
     pub fn show(&self) -> ForkNetwork {
         let ipv4 = self.address.network().ipv4;
         let mac = mac_of(ipv4).map(|byte| format!("{byte:02x}")).join(":");
-        let egress = self.egress.lock().expect("no panic under this lock").clone();
-        ForkNetwork { mac, ipv4, ipv6: ipv6_of(ipv4), group: self.group.clone(), egress }
+        let changed = self.changed.lock().expect("no panic under this lock").clone();
+        let egress = changed.unwrap_or_else(|| self.choice.egress.clone());
+        ForkNetwork { mac, ipv4, ipv6: ipv6_of(ipv4), group: self.choice.group.clone(), egress }
     }
 
     /// With what it did, denials from number `denials_from` on.
@@ -86,8 +82,8 @@ impl Attached {
         let report = self.link.inspect(denials_from).await.map_err(|error| unavailable(&error))?;
         Ok(ForkNetworkInfo {
             network: self.show(),
-            limits: self.limits,
-            counters: report.counters.into(),
+            limits: self.choice.limits,
+            counters: report.counters,
             denials: report.denials.into_iter().map(Into::into).collect(),
         })
     }
@@ -96,7 +92,7 @@ impl Attached {
     pub async fn set_egress(&self, egress: Vec<String>) -> Result<(), Error> {
         let policy = policy(&egress)?;
         self.link.set_policy(policy).await.map_err(|error| unavailable(&error))?;
-        *self.egress.lock().expect("no panic under this lock") = egress;
+        *self.changed.lock().expect("no panic under this lock") = Some(egress);
         Ok(())
     }
 }

@@ -18,6 +18,7 @@ use std::{
 
 use forkling_proto::network::{MTU, TEMPLATE_MAC};
 use mio::{Interest, Registry, Token, unix::SourceFd};
+use rustix::io::Errno;
 
 use super::{Chain, Queues, Violation, VirtioDevice, copy_config};
 use crate::{arena::Message, devices::Error, memory::GuestRam, sys::frames};
@@ -68,11 +69,14 @@ pub struct Net {
     frames: OwnedFd,
     mtu: u16,
     plugged: bool,
+    /// It was plugged before, so the descriptor may hold frames for a guest that is gone.
+    used: bool,
     /// The descriptor may have a frame (true until a read finds none).
     readable: bool,
     /// A frame for which the guest had no buffers: header and frame.
     waiting: Vec<u8>,
-    /// The part of a received packet that the guest's first buffer has no room for.
+    /// The part of a received packet that the guest's first buffer has no room for. Pages of it that no packet reaches
+    /// are never touched.
     overflow: Vec<u8>,
     vectors: frames::Vectors,
     bulk: Bulk,
@@ -85,9 +89,10 @@ impl Net {
             frames: backend.frames,
             mtu: MTU,
             plugged: false,
+            used: false,
             readable: true,
             waiting: Vec::new(),
-            overflow: Vec::new(),
+            overflow: vec![0; HEADER + MAX_FRAME],
             vectors: frames::Vectors::default(),
             bulk: Bulk::default(),
         }
@@ -106,8 +111,12 @@ impl Net {
         registry.register(&mut SourceFd(&fd), token, Interest::READABLE | Interest::WRITABLE)
     }
 
-    /// From now on frames pass.
+    /// From now on frames pass, those that come from now on.
     pub fn plug(&mut self) {
+        if self.used {
+            self.drain();
+        }
+        self.used = true;
         // What it holds is for a guest that is gone.
         self.bulk.forget();
         self.plugged = true;
@@ -118,6 +127,12 @@ impl Net {
     pub fn on_ready(&mut self, queues: &mut Queues<'_>, readable: bool) -> Result<(), Violation> {
         self.readable |= readable;
         self.process(queues)
+    }
+
+    /// Takes what the descriptor holds, and throws it away.
+    fn drain(&self) {
+        // A shorter read takes a whole packet too.
+        while let Ok(1..) | Err(Errno::INTR) = rustix::io::read(&self.frames, &mut [0; HEADER]) {}
     }
 
     /// Sends what the guest has queued, as far as the other end takes it.
@@ -162,7 +177,6 @@ impl Net {
             if room < HEADER + MIN_FRAME {
                 return Err(Violation::Short(RX));
             }
-            self.overflow.resize(HEADER + MAX_FRAME, 0);
             let Some(len) = self.receive_into(queues.ram(), &chain) else {
                 queues.undo_pop(RX);
                 return Ok(());
@@ -261,7 +275,6 @@ impl Net {
             return Ok(true);
         }
         let packet = std::mem::take(&mut self.waiting);
-        self.overflow.resize(HEADER + MAX_FRAME, 0);
         self.overflow[..packet.len()].copy_from_slice(&packet);
         self.deliver(queues, packet.len())
     }
@@ -336,8 +349,17 @@ impl VirtioDevice for Net {
 
     fn save(&self) -> NetState {
         // What waits is a frame on its way, and lost like those in the descriptor.
-        let Self { frames: _, mtu, plugged: _, readable: _, waiting: _, overflow: _, vectors: _, bulk: _ } =
-            self;
+        let Self {
+            frames: _,
+            mtu,
+            plugged: _,
+            used: _,
+            readable: _,
+            waiting: _,
+            overflow: _,
+            vectors: _,
+            bulk: _,
+        } = self;
         NetState { mtu: *mtu }
     }
 
