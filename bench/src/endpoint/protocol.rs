@@ -9,17 +9,11 @@ pub const RECEIVE: u8 = b'r';
 /// It sends every byte back that it reads, until the end.
 pub const ECHO: u8 = b'e';
 
-/// It reads the program of this end, until the end.
-pub const PROGRAM: u8 = b'p';
-
 /// It wants nothing any more.
 pub const DONE: u8 = b'q';
 
 /// Bytes of one bulk transfer.
 pub const BULK: usize = 8 << 20;
-
-/// Bulk transfers of each direction; the first warms up.
-pub const TRANSFERS: usize = 4;
 
 /// Bytes handed to the kernel at a time, as iperf3 does it.
 pub const PIECE: usize = 128 << 10;

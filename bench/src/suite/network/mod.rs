@@ -91,7 +91,7 @@ fn fork(bench: &mut Bench, endpoint: &Path, results: &Results) -> anyhow::Result
 
 /// Has the fork fetch the endpoint over its own network.
 fn fetch(bench: &mut Bench, fork: &Fork, port: u16) -> anyhow::Result<()> {
-    let wanted = char::from(protocol::PROGRAM);
+    let wanted = char::from(server::PROGRAM);
     let line = format!(
         "exec 3<>/dev/tcp/{HOST}/{port} && printf {wanted} >&3 && cat <&3 >/tmp/endpoint && chmod +x /tmp/endpoint"
     );

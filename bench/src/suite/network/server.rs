@@ -13,7 +13,10 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
-use super::protocol::{BULK, DONE, ECHO, PIECE, PROGRAM, RECEIVE, SEND};
+use super::protocol::{BULK, DONE, ECHO, PIECE, RECEIVE, SEND};
+
+/// What a guest says that wants the endpoint's program.
+pub const PROGRAM: u8 = b'p';
 
 /// Round trips, after as many that warm up.
 const ROUND_TRIPS: usize = 100;

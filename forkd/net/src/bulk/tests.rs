@@ -1,6 +1,6 @@
 //! A link's arena with a device that may be hostile.
 
-use std::io::IoSlice;
+use std::{io::IoSlice, os::fd::AsFd};
 
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SocketFlags, SocketType, recv, sendmsg,
