@@ -56,9 +56,10 @@ fn pieces_are_joined() {
     assert_eq!(far.take(Way::ToNet, slot, length, &mut target), Some(20_000));
     assert_eq!(target[..20_000], packet(20_000, 0));
     let mut short = [0; 10];
-    let pieces = || std::iter::once(VolatileSlice::from(&mut short[..]));
-    assert_eq!(near.put(Way::ToNet, 11, pieces()), None, "fewer bytes than were said");
-    assert!(near.put(Way::ToNet, 10, std::iter::once(VolatileSlice::from(&mut [0; 10][..]))).is_some());
+    let mut put = |length| near.put(Way::ToNet, length, std::iter::once(VolatileSlice::from(&mut short[..])));
+    assert_eq!(put(11), None, "fewer bytes than were said");
+    assert_eq!(put(9), None, "more bytes than were said");
+    assert!(put(10).is_some());
 }
 
 #[test]

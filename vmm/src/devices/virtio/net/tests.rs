@@ -355,7 +355,7 @@ fn shared_memory_goes_when_the_other_end_says_so_and_comes_again() {
     let (mut host, mut driver) = running();
     let mut other = Sharing::default();
     let frame = packet(HEADER + 20_000);
-    let mut send = |host: &mut Host, driver: &mut Driver| {
+    let send = |host: &mut Host, driver: &mut Driver| {
         let pieces: Vec<&[u8]> = frame.chunks(BUFFER as usize).collect();
         driver.queues[TX].add(&host.ram, &pieces, &[]);
         driver.kick(host, TX);
