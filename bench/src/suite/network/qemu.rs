@@ -17,7 +17,7 @@ const HOST: &str = "10.0.2.2";
 
 /// What templates have too, as far as it costs or saves time when packets pass.
 const CMDLINE: &str = "console=ttyS0 quiet panic=-1 nowatchdog no_timer_check tsc=reliable init_on_alloc=0 \
-    transparent_hugepage=madvise swiotlb=noforce lsm=landlock,yama psi=0";
+    transparent_hugepage=madvise swiotlb=noforce lsm=landlock,yama psi=0 initcall_blacklist=i8042_init";
 
 /// Modules of the kernel that the guest needs, in order.
 const MODULES: [&str; 6] = [
