@@ -49,6 +49,8 @@ pub struct Places {
     pub programs: PathBuf,
     /// Directory of `kernel/vmlinux`, `kernel/modules` and `root-debian.erofs`.
     pub artifacts: PathBuf,
+    /// QEMU and what it needs, for its guests as baselines.
+    pub qemu: Option<PathBuf>,
     /// Where state directories are made; of a disk, if cold starts are to mean anything.
     pub scratch: PathBuf,
 }

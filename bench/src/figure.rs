@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 pub struct Figure {
     /// `WHERE.GUEST.WHAT`.
     pub id: String,
-    /// `ms`, `KiB`, `1/s`, `1` (a count) or `x` (a ratio).
+    /// `ms`, `us`, `KiB`, `1/s`, `Gbit/s`, `1` (a count) or `x` (a ratio).
     pub unit: String,
     /// Samples.
     pub n: usize,

@@ -87,6 +87,9 @@ struct PlaceArgs {
     /// Directory of the Debian guest's kernel and root
     #[arg(long, env = "FORKLING_GUEST_DIR", default_value = "target/artifacts", value_name = "DIR")]
     artifacts: PathBuf,
+    /// Directory of `qemu-system-x86_64`, `lib` and `share` [default: no guest of QEMU as a baseline]
+    #[arg(long, value_name = "DIR")]
+    qemu: Option<PathBuf>,
     /// Directory for templates; on a disk, for cold starts
     #[arg(long, default_value = "/tmp", value_name = "DIR")]
     scratch: PathBuf,
@@ -98,6 +101,7 @@ impl PlaceArgs {
         Ok(Places {
             programs: std::path::absolute(self.programs.clone().map_or_else(own, anyhow::Ok)?)?,
             artifacts: std::path::absolute(&self.artifacts)?,
+            qemu: self.qemu.as_ref().map(std::path::absolute).transpose()?,
             scratch: std::path::absolute(&self.scratch)?,
         })
     }

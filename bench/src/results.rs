@@ -51,6 +51,13 @@ impl Results {
         Ok(Self { origin, prefix, directory: directory.to_owned(), only })
     }
 
+    /// For figures of something else beside, `ORIGIN.NAME.*`.
+    pub fn beside(&self, name: &str) -> Self {
+        let Self { origin, prefix: _, directory, only } = self;
+        let prefix = format!("{}.{name}", origin.place);
+        Self { origin: origin.clone(), prefix, directory: directory.clone(), only: only.clone() }
+    }
+
     /// The whole id of `what`.
     pub fn id(&self, what: &str) -> String {
         format!("{}.{what}", self.prefix)

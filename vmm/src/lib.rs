@@ -39,6 +39,7 @@ pub fn contain_panic<T>(work: impl FnOnce() -> T + panic::UnwindSafe) -> Option<
     result.ok()
 }
 
+pub mod arena;
 pub mod boot;
 pub mod builder;
 pub mod channel;

@@ -5,6 +5,7 @@ pub mod ladder;
 mod leak;
 mod load;
 mod memory;
+mod network;
 mod technique;
 
 use crate::{
@@ -24,7 +25,10 @@ pub fn run(places: &Places, guest: Guest, results: &Results, quick: bool) -> any
     bench.accompany()?;
     match guest {
         Guest::Null => null(&mut bench, results, quick)?,
-        Guest::Debian => debian(&mut bench, results, quick)?,
+        Guest::Debian => {
+            debian(&mut bench, results, quick)?;
+            network::take(&mut bench, places, results, quick)?;
+        }
     }
     bench.daemon.end()
 }

@@ -3,7 +3,8 @@
 //!
 //! A *link* is one guest's NIC. Its frame socket is `SOCK_SEQPACKET` too; each packet is a `virtio_net_hdr_v1` of 12
 //! bytes (virtio 1.2, 5.1.6; little-endian, `num_buffers` is 0 towards the net process and ignored from it) and one
-//! Ethernet frame, at most [`MAX_PACKET`] bytes together.
+//! Ethernet frame, at most [`MAX_PACKET`] bytes together; or a [`forkling_vmm::arena::Message`], which is shorter than any
+//! packet.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 

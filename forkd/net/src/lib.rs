@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod bucket;
+mod bulk;
 pub mod control;
 mod denials;
 mod dhcp;

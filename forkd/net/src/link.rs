@@ -4,7 +4,7 @@ use std::{
     collections::{HashMap, VecDeque},
     io,
     net::{IpAddr, Ipv6Addr},
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     time::{Duration, Instant},
 };
 
@@ -12,11 +12,12 @@ use forkling_proto::network::{GATEWAY, GATEWAY_V6, ipv6_of, mac_of};
 use mio::{Interest, Registry, Token, unix::SourceFd};
 use rustix::{
     io::Errno,
-    net::{RecvFlags, SendFlags, sockopt},
+    net::{SendFlags, sockopt},
 };
 
 use crate::{
     bucket::Bucket,
+    bulk::Bulk,
     control::{Counters, Guest, Limits, Policy, Report},
     denials::Denials,
     flow::FlowId,
@@ -152,6 +153,7 @@ pub struct Link {
     pub queued: bool,
     waiting: VecDeque<Box<[u8]>>,
     waiting_bytes: usize,
+    bulk: Bulk,
     /// What it has once it is bound.
     pub bound: Option<Box<Bound>>,
 }
@@ -161,6 +163,8 @@ pub struct Link {
 pub enum Received {
     /// A packet of this many bytes.
     Packet(usize),
+    /// A message of the guest's device.
+    Message,
     /// None is there, or none is taken now.
     Nothing,
     /// None is taken for so long, because of a limit.
@@ -178,7 +182,8 @@ impl Link {
         rustix::io::ioctl_fionbio(&frames, true)?;
         sockopt::set_socket_send_buffer_size(&frames, SEND_BUFFER)?;
         let waiting = VecDeque::new();
-        Ok(Self { id, frames, readable: true, queued: false, waiting, waiting_bytes: 0, bound: None })
+        let bulk = Bulk::default();
+        Ok(Self { id, frames, readable: true, queued: false, waiting, waiting_bytes: 0, bulk, bound: None })
     }
 
     /// Has epoll watch the frame socket.
@@ -204,9 +209,10 @@ impl Link {
                 return Received::Later(bucket.wait());
             }
         }
-        match rustix::net::recv(&self.frames, &mut *buffer, RecvFlags::TRUNC) {
-            Ok((_, 0)) => Received::Closed,
-            Ok((_, length)) => {
+        match self.bulk.receive(self.frames.as_fd(), buffer, now) {
+            Ok(Some(0)) => Received::Closed,
+            Ok(None) => Received::Message,
+            Ok(Some(length)) => {
                 let bytes = length.saturating_sub(VIRTIO) as u64;
                 bound.bytes_in.take(bytes);
                 bound.frames.take(1);
@@ -237,8 +243,8 @@ impl Link {
     pub fn send(&mut self, packet: &[u8]) {
         let Some(bound) = &mut self.bound else { return };
         if self.waiting.is_empty() {
-            match rustix::net::send(&self.frames, packet, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
-                Ok(_) => return bound.sent(packet.len()),
+            match self.bulk.send(self.frames.as_fd(), packet) {
+                Ok(()) => return bound.sent(packet.len()),
                 Err(Errno::AGAIN | Errno::NOBUFS) => {}
                 Err(_) => return bound.counters.frames_dropped += 1,
             }
@@ -285,10 +291,17 @@ impl Link {
     pub fn discard(&mut self) {
         // A shorter read takes a whole packet too.
         while let Ok((1.., _)) | Err(Errno::INTR) =
-            rustix::net::recv(&self.frames, &mut [0; VIRTIO], RecvFlags::empty())
+            rustix::net::recv(&self.frames, &mut [0; VIRTIO], rustix::net::RecvFlags::empty())
         {}
+        self.bulk.forget();
         self.waiting.clear();
         self.waiting_bytes = 0;
+    }
+
+    /// Gives the memory for large packets back when none has come for a while. When to ask again, if that has not been
+    /// said before.
+    pub fn rest(&mut self, now: Instant) -> Option<Instant> {
+        self.bulk.rest(self.frames.as_fd(), now)
     }
 
     /// State for `forkd`; `None` if it is not bound.

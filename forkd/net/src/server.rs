@@ -255,6 +255,9 @@ impl Net {
         let mut buffer = std::mem::take(&mut self.buffer);
         self.read_packets(key, &mut buffer);
         self.buffer = buffer;
+        if let Some(at) = self.links.get_mut(key).and_then(|link| link.rest(self.now)) {
+            self.wake_at(at, Work::Link(key));
+        }
     }
 
     fn read_packets(&mut self, key: Key, buffer: &mut [u8]) {
@@ -263,6 +266,7 @@ impl Net {
             match link.receive(buffer, self.now) {
                 Received::Packet(length) => self.on_packet(key, buffer, length),
                 Received::Later(wait) => return self.wake_at(self.now + wait, Work::Link(key)),
+                Received::Message => {}
                 Received::Nothing => return,
                 Received::Closed => return self.detach(key),
             }

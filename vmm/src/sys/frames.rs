@@ -53,6 +53,17 @@ pub fn receive(
     usize::try_from(received).map_err(|_| io::Error::last_os_error())
 }
 
+/// The ranges of guest memory that `pieces` consist of; it ends early at a piece that is not in guest memory.
+pub fn slices<'a>(
+    ram: &'a GuestRam,
+    pieces: impl Iterator<Item = Piece> + 'a,
+) -> impl Iterator<Item = VolatileSlice<'a>> {
+    pieces
+        .map_while(|(start, len)| ram.get_slices(start, len, Permissions::Read).ok())
+        .flatten()
+        .map_while(Result::ok)
+}
+
 /// Room for the kernel's description of a packet, kept between packets.
 #[derive(Default)]
 pub struct Vectors(Vec<libc::iovec>);

@@ -4,6 +4,8 @@
 //! process, or a TAP opened with IFF_VNET_HDR. The header passes unread: checksums and segmentation are left to whoever
 //! is at the other end, which trusts it no more than the frame. The device knows no policy and no address.
 //!
+//! Large packets pass by memory shared with the other end instead, if it takes part in that (`bulk`).
+//!
 //! Unplugged, as in a rehearsal, the device takes the guest's frames and drops them, and hands in none.
 //!
 //! Work is done when the driver kicks and when the descriptor becomes ready (edge-triggered); a frame for which the guest
@@ -19,8 +21,10 @@ use mio::{Interest, Registry, Token, unix::SourceFd};
 use rustix::io::Errno;
 
 use super::{Chain, Queues, Violation, VirtioDevice, copy_config};
-use crate::{devices::Error, memory::GuestRam, sys::frames};
+use crate::{arena::Message, devices::Error, memory::GuestRam, sys::frames};
+use bulk::Bulk;
 
+mod bulk;
 pub mod state;
 #[cfg(test)]
 mod tests;
@@ -75,6 +79,7 @@ pub struct Net {
     /// are never touched.
     overflow: Vec<u8>,
     vectors: frames::Vectors,
+    bulk: Bulk,
 }
 
 impl Net {
@@ -89,6 +94,7 @@ impl Net {
             waiting: Vec::new(),
             overflow: vec![0; HEADER + MAX_FRAME],
             vectors: frames::Vectors::default(),
+            bulk: Bulk::default(),
         }
     }
 
@@ -111,6 +117,8 @@ impl Net {
             self.drain();
         }
         self.used = true;
+        // What it holds is for a guest that is gone.
+        self.bulk.forget();
         self.plugged = true;
         self.readable = true;
     }
@@ -144,6 +152,10 @@ impl Net {
     }
 
     fn send(&mut self, ram: &GuestRam, chain: &Chain) -> Sent {
+        if let Some(sent) = self.bulk.send(self.frames.as_fd(), ram, chain) {
+            let full = sent.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+            return if full { Sent::Full } else { Sent::Away };
+        }
         loop {
             match frames::send(self.frames.as_fd(), ram, chain.readable(), &mut self.vectors) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -169,14 +181,33 @@ impl Net {
                 queues.undo_pop(RX);
                 return Ok(());
             };
+            if len == Message::LEN {
+                if self.hear(queues, &chain)? {
+                    continue;
+                }
+                return Ok(());
+            }
+            self.bulk.received(self.frames.as_fd(), len);
             if len <= room {
                 finish_header(queues.ram(), &chain, 1)?;
                 queues.push_used(RX, &chain, len)?;
             } else {
-                self.spread(queues, chain, len)?;
+                self.spread(queues, chain, room, len)?;
             }
         }
         Ok(())
+    }
+
+    /// Takes a message that was read into `chain`, where the guest may have changed it: it can name no more than the other
+    /// end could. False: the guest has no buffers for the packet it stands for.
+    fn hear(&mut self, queues: &mut Queues<'_>, chain: &Chain) -> Result<bool, Violation> {
+        let mut message = [0; Message::LEN];
+        chain.read_back(queues.ram(), &mut message).map_err(|_| Violation::Chain(RX))?;
+        queues.undo_pop(RX);
+        match self.bulk.hear(message, &mut self.overflow) {
+            Some(len) if len >= HEADER + MIN_FRAME => self.deliver(queues, len),
+            _ => Ok(true),
+        }
     }
 
     /// Reads a packet into `chain` and the overflow. `None`: there is none, or no sound one.
@@ -185,6 +216,7 @@ impl Net {
             let fd: BorrowedFd<'_> = self.frames.as_fd();
             match frames::receive(fd, ram, chain.writable(), &mut self.overflow, &mut self.vectors) {
                 Ok(len) if (HEADER + MIN_FRAME..=HEADER + MAX_FRAME).contains(&len) => return Some(len),
+                Ok(Message::LEN) => return Some(Message::LEN),
                 // Not a frame; 0 is the end of the socket.
                 Ok(len) if len > 0 => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -196,20 +228,27 @@ impl Net {
         }
     }
 
-    /// Puts the overflow of a packet of `len` bytes, which fills `first`, into further buffers. All of them are handed in
-    /// at once: a driver that saw only some of them would take the packet for damaged (5.1.6.4).
-    fn spread(&mut self, queues: &mut Queues<'_>, first: Chain, len: usize) -> Result<(), Violation> {
+    /// Puts a packet of `len` bytes, which fills `first`, into further buffers. Its bytes from `base` on are in the
+    /// overflow. All buffers are handed in at once: a driver that saw only some of them would take the packet for damaged
+    /// (5.1.6.4).
+    fn spread(
+        &mut self,
+        queues: &mut Queues<'_>,
+        first: Chain,
+        base: usize,
+        len: usize,
+    ) -> Result<(), Violation> {
         let room = first.writable_len();
         let mut parts = vec![(first, room)];
         let mut done = room;
         while done < len {
             let Some(chain) = queues.pop(RX)? else {
-                self.keep(queues, &parts[0].0, len)?;
+                self.keep(queues, &parts[0].0, base, len)?;
                 parts.iter().for_each(|_| queues.undo_pop(RX));
                 return Ok(());
             };
             let part = chain.writable_len().min(len - done);
-            let start = done - room;
+            let start = done - base;
             let bytes = &self.overflow[start..start + part];
             if part == 0 || chain.write(queues.ram(), 0, bytes).is_err() {
                 return Err(Violation::Short(RX));
@@ -221,12 +260,12 @@ impl Net {
         queues.push_used_together(RX, &parts)
     }
 
-    /// Keeps a packet of `len` bytes that begins in `first` and goes on in the overflow until there are buffers.
-    fn keep(&mut self, queues: &Queues<'_>, first: &Chain, len: usize) -> Result<(), Violation> {
-        let room = first.writable_len();
-        self.waiting.resize(room, 0);
+    /// Keeps a packet of `len` bytes, of which the first `base` are in `first` and all others in the overflow, until there
+    /// are buffers.
+    fn keep(&mut self, queues: &Queues<'_>, first: &Chain, base: usize, len: usize) -> Result<(), Violation> {
+        self.waiting.resize(base, 0);
         first.read_back(queues.ram(), &mut self.waiting).map_err(|_| Violation::Chain(RX))?;
-        self.waiting.extend_from_slice(&self.overflow[..len - room]);
+        self.waiting.extend_from_slice(&self.overflow[..len - base]);
         Ok(())
     }
 
@@ -235,19 +274,27 @@ impl Net {
         if self.waiting.is_empty() {
             return Ok(true);
         }
-        let Some(first) = queues.pop(RX)? else { return Ok(false) };
         let packet = std::mem::take(&mut self.waiting);
-        let room = first.writable_len().min(packet.len());
-        if room < HEADER || first.write(queues.ram(), 0, &packet[..room]).is_err() {
+        self.overflow[..packet.len()].copy_from_slice(&packet);
+        self.deliver(queues, packet.len())
+    }
+
+    /// Hands in the packet of `len` bytes at the beginning of the overflow. False: it waits for buffers.
+    fn deliver(&mut self, queues: &mut Queues<'_>, len: usize) -> Result<bool, Violation> {
+        let Some(first) = queues.pop(RX)? else {
+            self.waiting.extend_from_slice(&self.overflow[..len]);
+            return Ok(false);
+        };
+        let room = first.writable_len().min(len);
+        if room < HEADER || first.write(queues.ram(), 0, &self.overflow[..room]).is_err() {
             return Err(Violation::Short(RX));
         }
-        if room == packet.len() {
+        if room == len {
             finish_header(queues.ram(), &first, 1)?;
             queues.push_used(RX, &first, room)?;
             return Ok(true);
         }
-        self.overflow[..packet.len() - room].copy_from_slice(&packet[room..]);
-        self.spread(queues, first, packet.len())?;
+        self.spread(queues, first, 0, len)?;
         Ok(self.waiting.is_empty())
     }
 }
@@ -302,8 +349,17 @@ impl VirtioDevice for Net {
 
     fn save(&self) -> NetState {
         // What waits is a frame on its way, and lost like those in the descriptor.
-        let Self { frames: _, mtu, plugged: _, used: _, readable: _, waiting: _, overflow: _, vectors: _ } =
-            self;
+        let Self {
+            frames: _,
+            mtu,
+            plugged: _,
+            used: _,
+            readable: _,
+            waiting: _,
+            overflow: _,
+            vectors: _,
+            bulk: _,
+        } = self;
         NetState { mtu: *mtu }
     }
 

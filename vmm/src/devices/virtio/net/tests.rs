@@ -1,12 +1,15 @@
 //! The device between a driver and the other end of its wire.
 
+use std::mem::MaybeUninit;
+
 use rustix::{
     io::Errno,
-    net::{RecvFlags, SendFlags, recv, send},
+    net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recv, recvmsg, send},
 };
 
 use super::*;
 use crate::{
+    arena::{Arena, Way},
     devices::testing::{BUFFER, Driver, Host},
     devices::virtio::mmio::registers::{NEEDS_RESET, STATUS},
     memory::layout::Slot,
@@ -36,6 +39,55 @@ fn other_end_receives(host: &Host) -> Result<Vec<u8>, Errno> {
 
 fn other_end_sends(host: &Host, packet: &[u8]) {
     assert_eq!(send(&host.wire, packet, SendFlags::DONTWAIT), Ok(packet.len()));
+}
+
+/// The other end when it takes offers of shared memory.
+#[derive(Default)]
+struct Sharing {
+    arena: Option<Arena>,
+}
+
+impl Sharing {
+    /// The next packet, by whichever way.
+    fn receives(&mut self, host: &Host) -> Result<Vec<u8>, Errno> {
+        let (bytes, memfd) = receive_with_descriptor(host)?;
+        let Some(&message) = bytes.first_chunk().filter(|_| bytes.len() == Message::LEN) else {
+            return Ok(bytes);
+        };
+        match Message::decode(message) {
+            Message::Offer => {
+                self.arena = Some(Arena::accept(memfd.expect("with an offer comes a memfd")).unwrap());
+                self.receives(host)
+            }
+            Message::Packet { slot, length } => {
+                let mut packet = vec![0; length as usize];
+                let taken = self.arena.as_ref().unwrap().take(Way::ToNet, slot, length, &mut packet);
+                assert_eq!(taken, Some(packet.len()));
+                Ok(packet)
+            }
+            other => panic!("a device never says {other:?}"),
+        }
+    }
+
+    fn sends(&self, host: &Host, packet: &[u8]) {
+        let message = self.arena.as_ref().unwrap().put_bytes(Way::ToGuest, packet).expect("a slot is free");
+        other_end_sends(host, &message.encode());
+    }
+}
+
+fn receive_with_descriptor(host: &Host) -> Result<(Vec<u8>, Option<OwnedFd>), Errno> {
+    let (mut bytes, mut space) =
+        (vec![0; 70_000], [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))]);
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let length =
+        recvmsg(&host.wire, &mut [io::IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::DONTWAIT)?
+            .bytes;
+    bytes.truncate(length);
+    let memfd = ancillary.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    });
+    Ok((bytes, memfd))
 }
 
 /// What the driver finds: packets put together from their buffers, without `num_buffers`.
@@ -76,7 +128,7 @@ fn the_longest_frame_passes_both_ways() {
     driver.queues[TX].add(&host.ram, &pieces, &[]);
     driver.kick(&host, TX);
     host.pump();
-    assert_eq!(other_end_receives(&host).unwrap(), frame);
+    assert_eq!(Sharing::default().receives(&host).unwrap(), frame);
     host.interrupts(Slot::Net);
     for _ in 0..60 {
         driver.queues[RX].add(&host.ram, &[], &[1526]);
@@ -238,4 +290,98 @@ fn configuration_is_what_every_template_has() {
     assert_eq!(config[12..], [0; 4]);
     host.devices.mmio_write(Slot::Net.mmio_base() + 0x100, &[0; 4]);
     assert_ne!(host.read(Slot::Net, STATUS) & NEEDS_RESET, 0, "the MAC address is read-only");
+}
+
+#[test]
+fn large_frames_pass_by_shared_memory_in_order_with_small_ones() {
+    let (mut host, mut driver) = running();
+    let mut other = Sharing::default();
+    let frames = [packet(HEADER + 40_000), packet(100), packet(HEADER + MAX_FRAME), packet(HEADER + 16_384)];
+    for frame in &frames {
+        let pieces: Vec<&[u8]> = frame.chunks(BUFFER as usize).collect();
+        driver.queues[TX].add(&host.ram, &pieces, &[]);
+    }
+    driver.kick(&host, TX);
+    host.pump();
+    for frame in &frames {
+        assert!(other.receives(&host).as_ref() == Ok(frame), "{} bytes", frame.len());
+    }
+    assert_eq!(other.receives(&host), Err(Errno::AGAIN));
+    for _ in 0..200 {
+        driver.queues[RX].add(&host.ram, &[], &[1526]);
+    }
+    other.sends(&host, &frames[0]);
+    other_end_sends(&host, &frames[1]);
+    other.sends(&host, &frames[2]);
+    host.pump();
+    assert!(received(&host, &mut driver) == frames[..3]);
+    assert!(other.arena.as_ref().unwrap().is_idle());
+}
+
+#[test]
+fn a_large_frame_without_room_waits_whole() {
+    let (mut host, mut driver) = running();
+    let mut other = Sharing::default();
+    other_end_sends(&host, &packet(HEADER + 20_000));
+    for _ in 0..14 {
+        driver.queues[RX].add(&host.ram, &[], &[1526]);
+    }
+    driver.kick(&host, RX);
+    host.pump();
+    assert_eq!(
+        received(&host, &mut driver),
+        [packet(HEADER + 20_000)],
+        "by the socket, and an arena is offered"
+    );
+    assert_eq!(other.receives(&host), Err(Errno::AGAIN));
+    other.sends(&host, &packet(HEADER + 30_000));
+    other.sends(&host, &packet(HEADER + 16_000));
+    for _ in 0..19 {
+        driver.queues[RX].add(&host.ram, &[], &[1526]);
+    }
+    driver.kick(&host, RX);
+    host.pump();
+    assert!(received(&host, &mut driver).is_empty());
+    for _ in 0..12 {
+        driver.queues[RX].add(&host.ram, &[], &[1526]);
+    }
+    driver.kick(&host, RX);
+    host.pump();
+    assert!(received(&host, &mut driver) == [packet(HEADER + 30_000), packet(HEADER + 16_000)]);
+}
+
+#[test]
+fn shared_memory_goes_when_the_other_end_says_so_and_comes_again() {
+    let (mut host, mut driver) = running();
+    let mut other = Sharing::default();
+    let frame = packet(HEADER + 20_000);
+    let send = |host: &mut Host, driver: &mut Driver| {
+        let pieces: Vec<&[u8]> = frame.chunks(BUFFER as usize).collect();
+        driver.queues[TX].add(&host.ram, &pieces, &[]);
+        driver.kick(host, TX);
+        host.pump();
+    };
+    for _ in 0..60 {
+        driver.queues[RX].add(&host.ram, &[], &[1526]);
+    }
+    for message in [Message::Gone, Message::Packet { slot: 99, length: u32::MAX }, Message::Offer] {
+        send(&mut host, &mut driver);
+        assert!(other.receives(&host).is_ok_and(|packet| packet.len() == HEADER + 20_000));
+        other_end_sends(&host, &message.encode());
+        host.pump();
+    }
+    // Nobody frees the slots: the socket takes what they have no place for.
+    for _ in 0..9 {
+        send(&mut host, &mut driver);
+    }
+    let mut plain = 0;
+    while let Ok((bytes, _)) = receive_with_descriptor(&host) {
+        plain += usize::from(bytes.len() == HEADER + 20_000);
+    }
+    assert_eq!(plain, 1);
+    other_end_sends(&host, &Message::Refused.encode());
+    host.pump();
+    send(&mut host, &mut driver);
+    assert_eq!(other_end_receives(&host).unwrap(), packet(HEADER + 20_000), "never again");
+    assert!(received(&host, &mut driver).is_empty());
 }
