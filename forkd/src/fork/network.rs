@@ -1,9 +1,6 @@
 //! A fork's network: asked for, given, changed.
 
-use std::{
-    os::fd::OwnedFd,
-    sync::{Arc, Mutex},
-};
+use std::sync::Mutex;
 
 use forkling_net::control::{Guest, Membership, Policy};
 use forkling_proto::network::{ipv6_of, mac_of};
@@ -11,11 +8,11 @@ use forkling_proto::network::{ipv6_of, mac_of};
 use crate::{
     api::{
         error::{Code, Error, chain},
-        types::{ForkNetwork, ForkNetworkInfo, NetworkLimits},
+        types::{BuildTemplate, ForkNetwork, ForkNetworkInfo, NetworkLimits},
     },
     engine::Engine,
     identity::Identity,
-    network::{self, Address, AddressError, Bound, Link, rules},
+    network::{self, Address, AddressError, Bound, NewNic, Nic, rules},
     zygote::Zygote,
 };
 
@@ -37,7 +34,7 @@ pub struct NetworkChoice {
 /// The network of a living fork.
 #[derive(Debug)]
 pub struct Attached {
-    link: Arc<Link>,
+    nic: Nic,
     address: Address,
     group: Option<String>,
     limits: NetworkLimits,
@@ -45,11 +42,41 @@ pub struct Attached {
     policy: Policy,
 }
 
+impl NetworkChoice {
+    /// That of forks whose request says nothing; nothing, if they would be refused.
+    pub fn usual(engine: &Engine, spec: &BuildTemplate) -> Self {
+        let egress = spec.network.egress.clone();
+        let policy = policy(&egress).ok().filter(|policy| engine.network.supports(policy).is_ok());
+        policy.map_or_else(Self::default, |policy| Self { egress, policy, ..Self::default() })
+    }
+
+    /// What it means for a fork with this identity and address.
+    pub fn bound(&self, identity: &Identity, name: Option<&str>, address: &Address) -> Bound {
+        bound(identity, name, address, self.group.as_deref(), self.policy.clone(), self.limits)
+    }
+}
+
+fn bound(
+    identity: &Identity,
+    name: Option<&str>,
+    address: &Address,
+    group: Option<&str>,
+    policy: Policy,
+    limits: NetworkLimits,
+) -> Bound {
+    let names = [Some(identity.hostname.as_str()), name, Some(&identity.id)];
+    let mut names: Vec<_> = names.into_iter().flatten().map(str::to_ascii_lowercase).collect();
+    names.dedup();
+    let group = group.map(|group| Membership { group: group.to_owned(), names });
+    let guest = Guest { id: identity.id.clone(), ipv4: address.network().ipv4, group };
+    Bound { guest, policy, limits: limits.into() }
+}
+
 impl Attached {
     /// A fork's NIC with an address and what was asked for.
-    pub fn new(link: Link, address: Address, choice: &NetworkChoice) -> Self {
+    pub fn new(nic: Nic, address: Address, choice: &NetworkChoice) -> Self {
         Self {
-            link: Arc::new(link),
+            nic,
             address,
             group: choice.group.clone(),
             limits: choice.limits,
@@ -60,17 +87,13 @@ impl Attached {
 
     /// Lets its frames pass. Once, when it has acknowledged.
     pub fn bind(&self, identity: &Identity, name: Option<&str>) {
-        let names = [Some(identity.hostname.as_str()), name, Some(&identity.id)];
-        let mut names: Vec<_> = names.into_iter().flatten().map(str::to_ascii_lowercase).collect();
-        names.dedup();
-        let group = self.group.clone().map(|group| Membership { group, names });
-        let guest = Guest { id: identity.id.clone(), ipv4: self.address.network().ipv4, group };
-        self.link.bind(Bound { guest, policy: self.policy.clone(), limits: self.limits.into() });
+        let group = self.group.as_deref();
+        self.nic.bind(bound(identity, name, &self.address, group, self.policy.clone(), self.limits));
     }
 
     /// Forgets its connections, as its guest did.
-    pub fn reset(&self) {
-        self.link.reset();
+    pub async fn reset(&self) -> Result<(), Error> {
+        self.nic.reset().await.map_err(|error| unavailable(&error))
     }
 
     /// As the API shows it.
@@ -78,12 +101,13 @@ impl Attached {
         let ipv4 = self.address.network().ipv4;
         let mac = mac_of(ipv4).map(|byte| format!("{byte:02x}")).join(":");
         let egress = self.egress.lock().expect("no panic under this lock").clone();
-        ForkNetwork { mac, ipv4, ipv6: ipv6_of(ipv4), group: self.group.clone(), egress }
+        let (group, backend) = (self.group.clone(), self.nic.backend());
+        ForkNetwork { mac, ipv4, ipv6: ipv6_of(ipv4), group, egress, backend }
     }
 
     /// With what it did, denials from number `denials_from` on.
     pub async fn inspect(&self, denials_from: u64) -> Result<ForkNetworkInfo, Error> {
-        let report = self.link.inspect(denials_from).await.map_err(|error| unavailable(&error))?;
+        let report = self.nic.inspect(denials_from).await.map_err(|error| unavailable(&error))?;
         Ok(ForkNetworkInfo {
             network: self.show(),
             limits: self.limits,
@@ -95,7 +119,7 @@ impl Attached {
     /// Changes what it may reach.
     pub async fn set_egress(&self, egress: Vec<String>) -> Result<(), Error> {
         let policy = policy(&egress)?;
-        self.link.set_policy(policy).await.map_err(|error| unavailable(&error))?;
+        self.nic.set_policy(policy).await.map_err(|error| unavailable(&error))?;
         *self.egress.lock().expect("no panic under this lock") = egress;
         Ok(())
     }
@@ -107,12 +131,23 @@ pub fn policy(egress: &[String]) -> Result<Policy, Error> {
         .map_err(|error| Error::new(Code::InvalidRule, "an egress rule is not valid").because(error))
 }
 
-/// A link for a new fork of `zygote` and the guest's end of it, if it has a NIC.
-pub fn wire(engine: &Engine, zygote: &Zygote) -> Result<(Option<Link>, Option<OwnedFd>), network::Error> {
+/// Whether this daemon's forks may have such a policy.
+pub fn supported(engine: &Engine, policy: &Policy) -> Result<(), Error> {
+    engine.network.supports(policy).map_err(|error| {
+        Error::new(Code::NamesUnsupported, "TAP devices know no domain names").because(error)
+    })
+}
+
+/// A NIC for a new fork of `zygote`, if it has one, with a certain address if `chosen`.
+pub async fn wire(
+    engine: &Engine,
+    zygote: &Zygote,
+    chosen: Option<std::net::Ipv4Addr>,
+) -> Result<Option<NewNic>, network::Error> {
     if !zygote.has_nic() {
-        return Ok((None, None));
+        return Ok(None);
     }
-    engine.network.link().map(|(link, frames)| (Some(link), Some(frames)))
+    engine.network.nic(chosen).await.map(Some)
 }
 
 /// The error for an address that cannot be had.
@@ -126,5 +161,11 @@ pub fn not_had(error: &AddressError) -> Error {
 
 /// The error for a network that cannot be had.
 pub fn unavailable(error: &network::Error) -> Error {
+    if let Some(error) = error.address() {
+        return not_had(error);
+    }
+    if error.is_exhausted() {
+        return Error::new(Code::TapsExhausted, error.to_string());
+    }
     Error::new(Code::NetworkUnavailable, "the network of forks cannot be had").because(chain(error))
 }

@@ -6,6 +6,8 @@ use forkling_net::control;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::network::Backend;
+
 /// The network of a template's forks.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -89,6 +91,9 @@ pub struct ForkNetwork {
     pub group: Option<String>,
     /// What it may reach.
     pub egress: Vec<String>,
+    /// What carries its frames.
+    #[serde(default)]
+    pub backend: Backend,
 }
 
 /// The network of a fork, and what it did.
@@ -116,7 +121,8 @@ pub struct SetForkNetwork {
 /// What the NIC of a fork carried.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NetworkCounters {
-    /// Frames from the guest.
+    /// Frames from the guest. With taps: packets, in which the kernel has put many segments together, and what of them the
+    /// rules let in; `frames_refused` are those of other sources.
     pub frames_from_guest: u64,
     /// Bytes of them.
     pub bytes_from_guest: u64,

@@ -6,6 +6,10 @@
 //!
 //! Unplugged, as in a rehearsal, the device takes the guest's frames and drops them, and hands in none.
 //!
+//! A TAP differs from the frame socket in two things: the kernel fills in checksums and cuts segments for a driver that
+//! has not agreed to do so, and must be told; and what lies in it when the device is plugged in was meant for somebody
+//! else, or for nobody, while the net process sends nothing to a guest that it was not told of.
+//!
 //! Work is done when the driver kicks and when the descriptor becomes ready (edge-triggered); a frame for which the guest
 //! has no buffers waits here, the ones behind it wait in the descriptor.
 
@@ -16,9 +20,17 @@ use std::{
 
 use forkling_proto::network::{MTU, TEMPLATE_MAC};
 use mio::{Interest, Registry, Token, unix::SourceFd};
+use rustix::io::Errno;
 
 use super::{Chain, Queues, Violation, VirtioDevice, copy_config};
-use crate::{devices::Error, memory::GuestRam, sys::frames};
+use crate::{
+    devices::Error,
+    memory::GuestRam,
+    sys::{
+        frames,
+        tap::{self, Offloads},
+    },
+};
 
 pub mod state;
 #[cfg(test)]
@@ -38,6 +50,9 @@ const MIN_FRAME: usize = 14;
 /// Longest frame: an Ethernet header and the longest IP packet.
 const MAX_FRAME: usize = 14 + 65_535;
 
+/// Most frames that are dropped when the device is plugged in: more than a TAP's queue holds.
+const MAX_DRAINED: usize = 4096;
+
 /// Smallest MTU a driver can use (5.1.4.1).
 const MIN_MTU: u16 = 68;
 
@@ -54,7 +69,7 @@ const MRG_RXBUF: u64 = 1 << 15;
 /// Host side: where frames come from and go to. Its packets are those of the frame socket; it is used without blocking.
 #[derive(Debug)]
 pub struct Backend {
-    /// The frame socket or TAP, set to non-blocking.
+    /// The frame socket, or a TAP with all offloads on; set to non-blocking.
     pub frames: OwnedFd,
 }
 
@@ -62,6 +77,8 @@ pub struct Backend {
 #[derive(Debug)]
 pub struct Net {
     frames: OwnedFd,
+    /// What the kernel may leave to the driver, if the descriptor is a TAP.
+    tap: Option<Offloads>,
     mtu: u16,
     plugged: bool,
     /// The descriptor may have a frame (true until a read finds none).
@@ -77,6 +94,7 @@ impl Net {
     /// A device after power-on, unplugged.
     pub fn new(backend: Backend) -> Self {
         Self {
+            tap: tap::is_tap(backend.frames.as_fd()).then_some(Offloads::ALL),
             frames: backend.frames,
             mtu: MTU,
             plugged: false,
@@ -102,8 +120,23 @@ impl Net {
 
     /// From now on frames pass.
     pub fn plug(&mut self) {
+        if self.tap.is_some() {
+            self.drain();
+        }
         self.plugged = true;
         self.readable = true;
+    }
+
+    /// Drops what came before the guest was there. A sender that is faster than this is there now.
+    fn drain(&mut self) {
+        let mut scratch = [0; HEADER + MIN_FRAME];
+        for _ in 0..MAX_DRAINED {
+            // What is longer is cut off, or fails; either way it is gone.
+            match rustix::io::read(&self.frames, &mut scratch) {
+                Err(Errno::AGAIN | Errno::BADFD | Errno::IO) => return,
+                Ok(_) | Err(_) => {}
+            }
+        }
     }
 
     /// The descriptor became ready.
@@ -278,6 +311,20 @@ impl VirtioDevice for Net {
 
     fn activate(&mut self) {}
 
+    fn agreed(&mut self, features: u64) {
+        let has = |feature| features & feature != 0;
+        let checksum = has(GUEST_CSUM);
+        let wanted =
+            Offloads { checksum, tso4: checksum && has(GUEST_TSO4), tso6: checksum && has(GUEST_TSO6) };
+        if self.tap.is_none_or(|set| set == wanted) {
+            return;
+        }
+        match tap::set_offloads(self.frames.as_fd(), wanted) {
+            Ok(()) => self.tap = Some(wanted),
+            Err(error) => tracing::warn!(%error, "the TAP does not take the driver's offloads"),
+        }
+    }
+
     fn reset(&mut self) {
         self.waiting.clear();
     }
@@ -289,7 +336,8 @@ impl VirtioDevice for Net {
 
     fn save(&self) -> NetState {
         // What waits is a frame on its way, and lost like those in the descriptor.
-        let Self { frames: _, mtu, plugged: _, readable: _, waiting: _, overflow: _, vectors: _ } = self;
+        let Self { frames: _, tap: _, mtu, plugged: _, readable: _, waiting: _, overflow: _, vectors: _ } =
+            self;
         NetState { mtu: *mtu }
     }
 
