@@ -32,6 +32,9 @@ mod worker;
 /// Why there is no TAP network, or not what was asked of it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The daemon is not privileged.
+    #[error("the daemon has no CAP_SYS_ADMIN and CAP_NET_ADMIN; run it as root, or use --network user")]
+    Privilege,
     /// A program is not installed.
     #[error(
         "{0} is not installed; install it (Debian: apt install nftables iproute2), or use --network user"
@@ -155,8 +158,8 @@ impl Taps {
     /// # Errors
     /// See [`Error`]: privilege, programs or modules that are not there. Nothing is left behind.
     pub fn start(settings: &Settings, taps: TapSettings, addresses: Arc<Addresses>) -> Result<Self, Error> {
-        let tools = tools::Tools::find()?;
         host::check()?;
+        let tools = tools::Tools::find()?;
         host::sweep(&tools)?;
         let (jobs, orders) = unbounded();
         let (ready, told) = mpsc::channel();

@@ -12,6 +12,8 @@ use std::{
 
 use forkling_proto::network::{GATEWAY, HOST, MTU};
 
+use rustix::thread::{CapabilitySet, capabilities};
+
 use super::{Error, tools::Tools};
 
 /// Most daemons with taps on a host: each has two addresses of a /25.
@@ -74,11 +76,15 @@ pub struct HostSide {
     ends: Ends,
 }
 
-/// Whether this host can lead packets of guests anywhere.
+/// Whether this daemon may have taps, and this host can lead packets of guests anywhere.
 ///
 /// # Errors
-/// It does not forward IPv4.
+/// The daemon has no privilege; the host does not forward IPv4.
 pub fn check() -> Result<(), Error> {
+    let wanted = CapabilitySet::NET_ADMIN | CapabilitySet::SYS_ADMIN;
+    if !capabilities(None).is_ok_and(|sets| sets.effective.contains(wanted)) {
+        return Err(Error::Privilege);
+    }
     if !is_on(IPV4_FORWARDING) {
         return Err(Error::NotForwarding);
     }
