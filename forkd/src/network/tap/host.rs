@@ -96,7 +96,7 @@ pub fn check() -> Result<(), Error> {
 
 /// Removes the tables of daemons that were killed: their interfaces went with them.
 pub fn sweep(tools: &Tools) -> Result<(), Error> {
-    let listed = tools.nft_json("list tables\n")?;
+    let listed = tools.nft_json("list tables")?;
     let listed: serde_json::Value = serde_json::from_str(&listed)?;
     let entries = listed["nftables"].as_array().cloned().unwrap_or_default();
     for name in entries.iter().filter_map(|entry| entry["table"]["name"].as_str()) {

@@ -36,9 +36,9 @@ impl Tools {
         run(&self.nft, "nft", &["-f", "-"], commands).map(|_| ())
     }
 
-    /// What nft(8) says to commands, as JSON.
+    /// What nft(8) says to commands, as JSON. They are an argument, because of its standard input nft expects JSON, too.
     pub fn nft_json(&self, commands: &str) -> Result<String, Error> {
-        run(&self.nft, "nft", &["-j", "-f", "-"], commands)
+        run(&self.nft, "nft", &["-j", commands], "")
     }
 
     /// Carries out commands of ip(8), one a line, up to the first that fails.

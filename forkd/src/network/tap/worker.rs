@@ -342,7 +342,10 @@ route add default via {}
     }
 
     fn inspect(&self, number: u32) -> Result<forkling_net::control::Counters, Error> {
-        let listed = self.tools.nft_json(&rules::counters(number))?;
+        let mut listed = String::new();
+        for chain in rules::counters(number) {
+            listed += &self.tools.nft_json(&chain)?;
+        }
         let flows = self.connections.list(number).map_err(Error::Connections)?.len();
         Ok(counters::parse(&listed, flows)?)
     }
