@@ -138,8 +138,9 @@ pub const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(300);
 /// Memory in MiB that must stay available on the host beside a guest that is built.
 pub const HOST_RESERVE_MIB: u64 = 64;
 
-/// Descriptors of the daemon for one fork: control socket, pidfd, userfaultfd, agent connection, two in passing.
-const FDS_PER_FORK: u64 = 6;
+/// Descriptors of the daemon for one fork: control socket, pidfd, userfaultfd, agent connection, frame socket, two in
+/// passing, and one for what it is asked to listen on.
+const FDS_PER_FORK: u64 = 8;
 
 /// Descriptors of the daemon for everything else.
 const FDS_RESERVED: u64 = 256;

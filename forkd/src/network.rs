@@ -124,8 +124,8 @@ pub struct Bound {
 enum Order {
     Attach(u64),
     Bind(u64),
-    Reset(u64),
     Detach(u64),
+    Reset { link: u64, done: oneshot::Sender<()> },
     SetPolicy { link: u64, policy: Policy, done: oneshot::Sender<()> },
     Inspect { link: u64, denials_from: u64, report: oneshot::Sender<Report> },
 }
@@ -187,7 +187,7 @@ impl Nic {
     /// Ends its guest's connections, because the guest knows of none any more.
     pub async fn reset(&self) -> Result<(), Error> {
         match self {
-            Self::User(link) => link.reset(),
+            Self::User(link) => link.reset().await,
             Self::Tap(tap) => tap.reset().await?,
         }
         Ok(())
@@ -296,9 +296,13 @@ impl Link {
         self.order(Order::Bind(self.number));
     }
 
-    /// Ends its guest's connections, because the guest knows of none any more.
-    pub fn reset(&self) {
-        self.order(Order::Reset(self.number));
+    /// Ends its guest's connections, because the guest knows of none any more. The guest is unplugged. Returns when
+    /// nothing of them is left, so that nothing of what the guest does next is taken for them.
+    pub async fn reset(&self) {
+        let (done, answer) = oneshot::channel();
+        self.order(Order::Reset { link: self.number, done });
+        // A net process that is gone took the connections with it.
+        let _ = answer.await;
     }
 
     /// Changes what its guest may reach; connections that are not allowed any more are reset.

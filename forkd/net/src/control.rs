@@ -45,8 +45,11 @@ pub enum ToNet {
         policy: Policy,
     },
     /// The guest of a link went back to where it had no connections: its flows end without a word. Counters, denials,
-    /// identity and policy stay. No answer.
+    /// identity and policy stay. Frames it has sent before are thrown away unread, so the guest is to be unplugged
+    /// meanwhile. Answered by [`FromNet::Done`].
     Reset {
+        /// Repeated in the answer.
+        request: u64,
         /// Which.
         link: u64,
     },
@@ -164,16 +167,18 @@ pub enum Protocol {
     Icmp,
 }
 
-/// How much a guest may use. A limit of 0 is none.
+/// How much of the network a guest may use. 0 means no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema), schema(as = NetworkLimits))]
+#[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// TCP connections and UDP and ICMP flows at a time.
+    /// TCP connections, UDP and ICMP flows at a time.
     pub flows: u32,
-    /// Bytes a second of frames, each way.
+    /// Bytes a second, each way.
     pub bytes_per_s: u64,
     /// Frames a second from the guest.
     pub frames_per_s: u32,
-    /// Names asked for in a second.
+    /// Names looked up in a second.
     pub names_per_s: u32,
 }
 
@@ -197,10 +202,11 @@ pub struct Report {
 /// Denials kept for each link.
 pub const MAX_DENIALS: usize = 64;
 
-/// What a link carried.
+/// What a guest's NIC carried.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema), schema(as = NetworkCounters))]
 pub struct Counters {
-    /// Frames and their bytes from the guest.
+    /// Frames from the guest. On a TAP: packets that bear its address, in which the kernel may have put many segments together.
     pub frames_from_guest: u64,
     /// Bytes of them.
     pub bytes_from_guest: u64,
@@ -210,7 +216,7 @@ pub struct Counters {
     pub bytes_to_guest: u64,
     /// Frames of the guest that were malformed, spoofed or fragmented.
     pub frames_refused: u64,
-    /// Frames in either direction dropped for a limit or a full queue.
+    /// Frames dropped for a limit or a full queue.
     pub frames_dropped: u64,
     /// Flows that are open.
     pub flows: u64,

@@ -281,8 +281,12 @@ impl Link {
         (self.waiting_bytes, WAITING + EXCESS)
     }
 
-    /// Drops what waits.
+    /// Drops what waits, in both directions.
     pub fn discard(&mut self) {
+        // A shorter read takes a whole packet too.
+        while let Ok((1.., _)) | Err(Errno::INTR) =
+            rustix::net::recv(&self.frames, &mut [0; VIRTIO], RecvFlags::empty())
+        {}
         self.waiting.clear();
         self.waiting_bytes = 0;
     }

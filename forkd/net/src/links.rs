@@ -43,10 +43,15 @@ impl Net {
                 let answer = if done { FromNet::Done { request } } else { FromNet::NoLink { request } };
                 channel.send(&answer, &[])?;
             }
-            ToNet::Reset { link } => {
-                if let Some(&key) = self.ids.get(&link) {
-                    self.reset(key);
-                }
+            ToNet::Reset { request, link } => {
+                let answer = match self.ids.get(&link) {
+                    Some(&key) => {
+                        self.reset(key);
+                        FromNet::Done { request }
+                    }
+                    None => FromNet::NoLink { request },
+                };
+                channel.send(&answer, &[])?;
             }
             ToNet::Inspect { request, link, denials_from } => {
                 let link = self.ids.get(&link).and_then(|key| self.links.get(*key));
@@ -123,7 +128,7 @@ impl Net {
         true
     }
 
-    /// Ends all flows of a link without a word to the guest.
+    /// Ends all flows of a link without a word to the guest, and throws away what it has sent and not been heard.
     pub(crate) fn reset(&mut self, key: Key) {
         let Some(link) = self.links.get_mut(key) else { return };
         link.discard();

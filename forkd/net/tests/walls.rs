@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use forkling_net::control::{Limits, Membership, ToNet};
+use forkling_net::control::{FromNet, Limits, Membership, ToNet};
 use forkling_proto::network::{
     GATEWAY, GATEWAY_MAC, GATEWAY_V6, HOST, TEMPLATE, TEMPLATE_V6, ipv6_of, mac_of,
 };
@@ -346,7 +346,8 @@ fn a_reset_guest_starts_anew_under_its_own_name() {
     let to = SocketAddr::from((HOST, server.local_addr().unwrap().port()));
     let mut guest = net.guest(2, vec![host_rule()]);
     guest.connect(to);
-    net.tell(&ToNet::Reset { link: 2 });
+    net.tell(&ToNet::Reset { request: 7, link: 2 });
+    assert!(matches!(net.answer(), FromNet::Done { request: 7 }));
     let counters = net.report(&guest).counters;
     assert_eq!((counters.flows, counters.flows_opened), (0, 1));
     assert!(guest.connects(to));

@@ -136,7 +136,7 @@ impl Entered {
     /// Gives its NIC's wire and address to the fork, if it has one.
     fn attach(&self, request: &Request, network: (Option<Nic>, Option<Address>)) {
         let attached = network.0.zip(network.1);
-        let attached = attached.map(|(nic, address)| Attached::new(nic, address, &request.network));
+        let attached = attached.map(|(nic, address)| Attached::new(nic, address, request.network.clone()));
         self.unclaimed.0.attach(attached);
     }
 }

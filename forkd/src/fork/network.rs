@@ -1,14 +1,14 @@
 //! A fork's network: asked for, given, changed.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
-use forkling_net::control::{Guest, Membership, Policy};
+use forkling_net::control::{Guest, Limits, Membership, Policy};
 use forkling_proto::network::{ipv6_of, mac_of};
 
 use crate::{
     api::{
         error::{Code, Error, chain},
-        types::{BuildTemplate, ForkNetwork, ForkNetworkInfo, NetworkLimits},
+        types::{BuildTemplate, ForkNetwork, ForkNetworkInfo},
     },
     engine::Engine,
     identity::Identity,
@@ -28,7 +28,7 @@ pub struct NetworkChoice {
     /// A certain address.
     pub ipv4: Option<std::net::Ipv4Addr>,
     /// How much it may use.
-    pub limits: NetworkLimits,
+    pub limits: Limits,
 }
 
 /// The network of a living fork.
@@ -36,10 +36,9 @@ pub struct NetworkChoice {
 pub struct Attached {
     nic: Nic,
     address: Address,
-    group: Option<String>,
-    limits: NetworkLimits,
-    egress: Mutex<Vec<String>>,
-    policy: Policy,
+    choice: Arc<NetworkChoice>,
+    /// Rules that have replaced those of the choice.
+    changed: Mutex<Option<Vec<String>>>,
 }
 
 impl NetworkChoice {
@@ -52,43 +51,26 @@ impl NetworkChoice {
 
     /// What it means for a fork with this identity and address.
     pub fn bound(&self, identity: &Identity, name: Option<&str>, address: &Address) -> Bound {
-        bound(identity, name, address, self.group.as_deref(), self.policy.clone(), self.limits)
+        let group = self.group.clone().map(|group| {
+            let names = [Some(identity.hostname.as_str()), name, Some(&identity.id)];
+            let mut names: Vec<_> = names.into_iter().flatten().map(str::to_ascii_lowercase).collect();
+            names.dedup();
+            Membership { group, names }
+        });
+        let guest = Guest { id: identity.id.clone(), ipv4: address.network().ipv4, group };
+        Bound { guest, policy: self.policy.clone(), limits: self.limits }
     }
-}
-
-fn bound(
-    identity: &Identity,
-    name: Option<&str>,
-    address: &Address,
-    group: Option<&str>,
-    policy: Policy,
-    limits: NetworkLimits,
-) -> Bound {
-    let names = [Some(identity.hostname.as_str()), name, Some(&identity.id)];
-    let mut names: Vec<_> = names.into_iter().flatten().map(str::to_ascii_lowercase).collect();
-    names.dedup();
-    let group = group.map(|group| Membership { group: group.to_owned(), names });
-    let guest = Guest { id: identity.id.clone(), ipv4: address.network().ipv4, group };
-    Bound { guest, policy, limits: limits.into() }
 }
 
 impl Attached {
     /// A fork's NIC with an address and what was asked for.
-    pub fn new(nic: Nic, address: Address, choice: &NetworkChoice) -> Self {
-        Self {
-            nic,
-            address,
-            group: choice.group.clone(),
-            limits: choice.limits,
-            egress: Mutex::new(choice.egress.clone()),
-            policy: choice.policy.clone(),
-        }
+    pub fn new(nic: Nic, address: Address, choice: Arc<NetworkChoice>) -> Self {
+        Self { nic, address, choice, changed: Mutex::default() }
     }
 
     /// Lets its frames pass. Once, when it has acknowledged.
     pub fn bind(&self, identity: &Identity, name: Option<&str>) {
-        let group = self.group.as_deref();
-        self.nic.bind(bound(identity, name, &self.address, group, self.policy.clone(), self.limits));
+        self.nic.bind(self.choice.bound(identity, name, &self.address));
     }
 
     /// Forgets its connections, as its guest did.
@@ -100,8 +82,9 @@ impl Attached {
     pub fn show(&self) -> ForkNetwork {
         let ipv4 = self.address.network().ipv4;
         let mac = mac_of(ipv4).map(|byte| format!("{byte:02x}")).join(":");
-        let egress = self.egress.lock().expect("no panic under this lock").clone();
-        let (group, backend) = (self.group.clone(), self.nic.backend());
+        let changed = self.changed.lock().expect("no panic under this lock").clone();
+        let egress = changed.unwrap_or_else(|| self.choice.egress.clone());
+        let (group, backend) = (self.choice.group.clone(), self.nic.backend());
         ForkNetwork { mac, ipv4, ipv6: ipv6_of(ipv4), group, egress, backend }
     }
 
@@ -110,8 +93,8 @@ impl Attached {
         let report = self.nic.inspect(denials_from).await.map_err(|error| unavailable(&error))?;
         Ok(ForkNetworkInfo {
             network: self.show(),
-            limits: self.limits,
-            counters: report.counters.into(),
+            limits: self.choice.limits,
+            counters: report.counters,
             denials: report.denials.into_iter().map(Into::into).collect(),
         })
     }
@@ -120,7 +103,7 @@ impl Attached {
     pub async fn set_egress(&self, egress: Vec<String>) -> Result<(), Error> {
         let policy = policy(&egress)?;
         self.nic.set_policy(policy).await.map_err(|error| unavailable(&error))?;
-        *self.egress.lock().expect("no panic under this lock") = egress;
+        *self.changed.lock().expect("no panic under this lock") = Some(egress);
         Ok(())
     }
 }

@@ -122,13 +122,15 @@ impl Running {
     }
 
     async fn carry_out(&mut self, shared: &Shared, order: Order) -> Result<(), control::Error> {
-        // Whoever gave the order may have an answer on its way to a caller: that goes first, where cores are scarce.
-        tokio::task::yield_now().await;
         let message = match order {
             Order::Attach(link) => return self.attach(shared, link).await,
             Order::Bind(link) => return self.bind(shared, link).await,
-            Order::Reset(link) => ToNet::Reset { link },
             Order::Detach(link) => ToNet::Detach { link },
+            Order::Reset { link, done } => {
+                let request = self.request();
+                self.changes.insert(request, done);
+                ToNet::Reset { request, link }
+            }
             Order::SetPolicy { link, policy, done } => {
                 let request = self.request();
                 self.changes.insert(request, done);

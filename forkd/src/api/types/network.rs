@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use forkling_net::control;
+use forkling_net::control::{self, Counters, Limits};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -44,35 +44,7 @@ pub struct ForkNetworkRequest {
     pub ipv4: Option<Ipv4Addr>,
     /// How much each may use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub limits: Option<NetworkLimits>,
-}
-
-/// How much of the network a fork may use. 0 means no limit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct NetworkLimits {
-    /// TCP connections, UDP and ICMP flows at a time.
-    pub flows: u32,
-    /// Bytes a second, each way.
-    pub bytes_per_s: u64,
-    /// Frames a second from the guest.
-    pub frames_per_s: u32,
-    /// Names looked up in a second.
-    pub names_per_s: u32,
-}
-
-impl Default for NetworkLimits {
-    fn default() -> Self {
-        let control::Limits { flows, bytes_per_s, frames_per_s, names_per_s } = control::Limits::default();
-        Self { flows, bytes_per_s, frames_per_s, names_per_s }
-    }
-}
-
-impl From<NetworkLimits> for control::Limits {
-    fn from(limits: NetworkLimits) -> Self {
-        let NetworkLimits { flows, bytes_per_s, frames_per_s, names_per_s } = limits;
-        Self { flows, bytes_per_s, frames_per_s, names_per_s }
-    }
+    pub limits: Option<Limits>,
 }
 
 /// A fork's place in the network.
@@ -103,9 +75,9 @@ pub struct ForkNetworkInfo {
     #[serde(flatten)]
     pub network: ForkNetwork,
     /// How much it may use.
-    pub limits: NetworkLimits,
+    pub limits: Limits,
     /// What it carried since it was made.
-    pub counters: NetworkCounters,
+    pub counters: Counters,
     /// What it was denied, oldest first: the latest of them, from number `denials_from` on.
     pub denials: Vec<NetworkDenial>,
 }
@@ -116,65 +88,6 @@ pub struct ForkNetworkInfo {
 pub struct SetForkNetwork {
     /// What it may reach from now on; connections that are not allowed any more are reset.
     pub egress: Vec<String>,
-}
-
-/// What the NIC of a fork carried.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct NetworkCounters {
-    /// Frames from the guest. With taps: packets, in which the kernel has put many segments together, and what of them the
-    /// rules let in; `frames_refused` are those of other sources.
-    pub frames_from_guest: u64,
-    /// Bytes of them.
-    pub bytes_from_guest: u64,
-    /// Frames to the guest.
-    pub frames_to_guest: u64,
-    /// Bytes of them.
-    pub bytes_to_guest: u64,
-    /// Frames of the guest that were malformed, spoofed or fragmented.
-    pub frames_refused: u64,
-    /// Frames dropped for a limit or a full queue.
-    pub frames_dropped: u64,
-    /// Flows that are open.
-    pub flows: u64,
-    /// Flows opened.
-    pub flows_opened: u64,
-    /// Flows and names denied by policy.
-    pub denied: u64,
-    /// Flows and names refused for a limit.
-    pub limited: u64,
-    /// Names asked for.
-    pub names_asked: u64,
-}
-
-impl From<control::Counters> for NetworkCounters {
-    fn from(counters: control::Counters) -> Self {
-        let control::Counters {
-            frames_from_guest,
-            bytes_from_guest,
-            frames_to_guest,
-            bytes_to_guest,
-            frames_refused,
-            frames_dropped,
-            flows,
-            flows_opened,
-            denied,
-            limited,
-            names_asked,
-        } = counters;
-        Self {
-            frames_from_guest,
-            bytes_from_guest,
-            frames_to_guest,
-            bytes_to_guest,
-            frames_refused,
-            frames_dropped,
-            flows,
-            flows_opened,
-            denied,
-            limited,
-            names_asked,
-        }
-    }
 }
 
 /// Something that a fork was denied.

@@ -14,7 +14,7 @@ use forkling_net::{
     host::HostAddresses,
     policy::{Target, Verdict, World, decide},
 };
-use forkling_proto::network::{GATEWAY, GATEWAY_MAC, MTU, ipv6_of, mac_of};
+use forkling_proto::network::{GATEWAY, MTU, ipv6_of, mac_of};
 use forkling_vmm::sys::tap;
 use ipnet::Ipv4Net;
 use tokio::sync::oneshot;
@@ -449,12 +449,13 @@ fn link(tools: &Tools) -> Result<Ends, Error> {
     Err(Error::TooMany(MAX_DAEMONS))
 }
 
-/// Commands that bring up a tap and lead its guest's addresses there. Guests neither ask nor answer for MAC addresses.
+/// Commands that bring up a tap and lead its guest's addresses there. Guests neither ask nor answer for MAC addresses: a kernel
+/// without ARP addresses its frames to itself, so the tap has its guest's own address.
 fn interface(place: Place) -> String {
     let Place { number, ipv4 } = place;
-    let (name, gateway, guest) = (name_of(number), mac(GATEWAY_MAC), mac(mac_of(ipv4)));
+    let (name, guest) = (name_of(number), mac(mac_of(ipv4)));
     let mut text = format!(
-        "link set {name} address {gateway} mtu {MTU} txqueuelen {QUEUE} up
+        "link set {name} address {guest} mtu {MTU} txqueuelen {QUEUE} up
 route add {ipv4}/32 dev {name}
 neighbour add {ipv4} lladdr {guest} dev {name} nud permanent
 "

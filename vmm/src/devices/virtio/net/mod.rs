@@ -81,11 +81,14 @@ pub struct Net {
     tap: Option<Offloads>,
     mtu: u16,
     plugged: bool,
+    /// It was plugged before, so the descriptor may hold frames for a guest that is gone.
+    used: bool,
     /// The descriptor may have a frame (true until a read finds none).
     readable: bool,
     /// A frame for which the guest had no buffers: header and frame.
     waiting: Vec<u8>,
-    /// The part of a received packet that the guest's first buffer has no room for.
+    /// The part of a received packet that the guest's first buffer has no room for. Pages of it that no packet reaches
+    /// are never touched.
     overflow: Vec<u8>,
     vectors: frames::Vectors,
 }
@@ -98,9 +101,10 @@ impl Net {
             frames: backend.frames,
             mtu: MTU,
             plugged: false,
+            used: false,
             readable: true,
             waiting: Vec::new(),
-            overflow: Vec::new(),
+            overflow: vec![0; HEADER + MAX_FRAME],
             vectors: frames::Vectors::default(),
         }
     }
@@ -118,23 +122,23 @@ impl Net {
         registry.register(&mut SourceFd(&fd), token, Interest::READABLE | Interest::WRITABLE)
     }
 
-    /// From now on frames pass.
+    /// From now on frames pass, those that come from now on.
     pub fn plug(&mut self) {
-        if self.tap.is_some() {
+        if self.used || self.tap.is_some() {
             self.drain();
         }
+        self.used = true;
         self.plugged = true;
         self.readable = true;
     }
 
-    /// Drops what came before the guest was there. A sender that is faster than this is there now.
-    fn drain(&mut self) {
-        let mut scratch = [0; HEADER + MIN_FRAME];
+    /// Takes what the descriptor holds, and throws it away. A sender that is faster than this is there now.
+    fn drain(&self) {
         for _ in 0..MAX_DRAINED {
-            // What is longer is cut off, or fails; either way it is gone.
-            match rustix::io::read(&self.frames, &mut scratch) {
-                Err(Errno::AGAIN | Errno::BADFD | Errno::IO) => return,
-                Ok(_) | Err(_) => {}
+            // A shorter read takes a whole packet too; from a TAP with an error.
+            match rustix::io::read(&self.frames, &mut [0; HEADER]) {
+                Ok(1..) | Err(Errno::INTR | Errno::FAULT) => {}
+                Ok(0) | Err(_) => return,
             }
         }
     }
@@ -183,7 +187,6 @@ impl Net {
             if room < HEADER + MIN_FRAME {
                 return Err(Violation::Short(RX));
             }
-            self.overflow.resize(HEADER + MAX_FRAME, 0);
             let Some(len) = self.receive_into(queues.ram(), &chain) else {
                 queues.undo_pop(RX);
                 return Ok(());
@@ -265,8 +268,7 @@ impl Net {
             queues.push_used(RX, &first, room)?;
             return Ok(true);
         }
-        self.overflow.clear();
-        self.overflow.extend_from_slice(&packet[room..]);
+        self.overflow[..packet.len() - room].copy_from_slice(&packet[room..]);
         self.spread(queues, first, packet.len())?;
         Ok(self.waiting.is_empty())
     }
@@ -336,8 +338,17 @@ impl VirtioDevice for Net {
 
     fn save(&self) -> NetState {
         // What waits is a frame on its way, and lost like those in the descriptor.
-        let Self { frames: _, tap: _, mtu, plugged: _, readable: _, waiting: _, overflow: _, vectors: _ } =
-            self;
+        let Self {
+            frames: _,
+            tap: _,
+            mtu,
+            plugged: _,
+            used: _,
+            readable: _,
+            waiting: _,
+            overflow: _,
+            vectors: _,
+        } = self;
         NetState { mtu: *mtu }
     }
 
