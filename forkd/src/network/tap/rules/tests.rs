@@ -30,7 +30,7 @@ fn each_kind_of_destination_stands_behind_what_it_cannot_open() {
     let order = [
         "ip daddr 169.254.1.2 meta l4proto udp th dport { 53-53 } goto a3",
         "ip daddr @never4 goto d3",
-        "ip daddr 10.1.1.1 meta l4proto tcp th dport { 22-22 } goto a3",
+        "ip daddr 10.1.1.1/32 meta l4proto tcp th dport { 22-22 } goto a3",
         "ip daddr @own4 goto d3",
         "ip daddr 10.0.0.0/8 meta l4proto tcp th dport { 80-80 } goto a3",
         "ip daddr @special4 goto d3",
