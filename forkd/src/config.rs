@@ -11,7 +11,10 @@ use std::{
 use forkling_net::control::Settings;
 use ipnet::Ipv4Net;
 
-use crate::{admission, network};
+use crate::{
+    admission,
+    network::{self, TapSettings},
+};
 
 /// Longest socket path in bytes: `sun_path` of `unix(7)` less its final zero.
 pub const MAX_SOCKET_PATH: usize = 107;
@@ -111,6 +114,12 @@ pub struct Args {
     /// Addresses of guests
     #[arg(long, value_name = "CIDR", default_value_t = default_range())]
     pub network_range: Ipv4Net,
+    /// What carries the frames of forks: the daemon's own process, or TAP devices, which need privilege
+    #[arg(long, value_enum, value_name = "BACKEND", default_value_t)]
+    pub network: network::Backend,
+    /// Most TAP devices, taken and ready ones together (--network tap)
+    #[arg(long, value_name = "COUNT", default_value_t = crate::limits::MAX_TAPS, value_parser = clap::value_parser!(u32).range(1..))]
+    pub taps: u32,
     /// Resolver that allowed names are asked of; may be given more than once [default: those of /etc/resolv.conf]
     #[arg(long = "resolver", value_name = "ADDRESS[:PORT]", value_parser = resolver)]
     pub resolvers: Vec<SocketAddr>,
@@ -156,6 +165,8 @@ pub struct Config {
     pub idle_unload: Option<Duration>,
     /// The network of forks.
     pub network: Settings,
+    /// Their taps, if they use any.
+    pub taps: Option<TapSettings>,
 }
 
 impl Config {
@@ -192,6 +203,7 @@ impl Config {
                 queue: args.queue.min(1 << 32),
             },
             idle_unload: (args.idle_unload > 0).then(|| Duration::from_secs(args.idle_unload)),
+            taps: (args.network == network::Backend::Tap).then_some(TapSettings { taps: args.taps }),
             network: network_settings(args.network_range, args.resolvers)?,
         })
     }

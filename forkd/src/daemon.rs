@@ -85,6 +85,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let outcome = runtime.block_on(serve(&engine, &listener));
     drop(listener);
     runtime.shutdown_timeout(SHUTDOWN_GRACE);
+    engine.network.end();
     outcome
 }
 

@@ -66,7 +66,7 @@ impl Engine {
             images,
             admission: Admission::new(config.admission, limits::spawns_in_flight()),
             chunks,
-            network: Network::new(config.network.clone()),
+            network: Network::new(config.network.clone(), config.taps)?,
             spawns: Arc::new(Semaphore::new(limits::spawns_in_flight())),
             refills: Arc::new(Semaphore::new(limits::refills_in_flight())),
             builds: Arc::new(Semaphore::new(limits::CONCURRENT_BUILDS)),

@@ -33,7 +33,7 @@ use crate::{
 
 pub use console::Console;
 pub use create::{Request, create};
-pub use network::{Attached, NetworkChoice, not_had, policy, unavailable};
+pub use network::{Attached, NetworkChoice, not_had, policy, supported, unavailable};
 pub use park::{Error as ParkError, Parked, Stages, Touched, park, touched};
 pub use timings::monotonic_ns;
 

@@ -7,6 +7,9 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 /// Most forks one request may ask for: the largest fan-out that is measured and tested.
 pub const MAX_COUNT: u32 = 1000;
 
+/// Most TAP devices when nothing is set: as many forks as are measured and tested, and those that wait in a pool.
+pub const MAX_TAPS: u32 = 2 * MAX_COUNT;
+
 /// Children that may wait for their construction when nothing is set: four of the largest requests, some seconds.
 pub const MAX_QUEUE: u64 = 4 * MAX_COUNT as u64;
 

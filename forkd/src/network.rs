@@ -17,15 +17,19 @@ use std::{
 
 use forkling_net::control::{Guest, Limits, Policy, Report, Settings};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair, sockopt};
+use serde::{Deserialize, Serialize};
 use tokio::sync::{OnceCell, mpsc, oneshot};
+use utoipa::ToSchema;
 
 use crate::process::Spawner;
 
 pub use addresses::{Address, Addresses, Error as AddressError};
+pub use tap::{NamesUnsupported, TapSettings};
 
 mod addresses;
 mod process;
 pub mod rules;
+mod tap;
 
 /// Bytes of frames that may wait in a frame socket, each way: several of the longest.
 const FRAME_BUFFER: usize = 1 << 20;
@@ -45,6 +49,27 @@ pub enum Error {
     /// A socket could not be had.
     #[error("cannot make a frame socket; raise the limit of open files")]
     Socket(#[source] io::Error),
+    /// An address cannot be had.
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    /// Taps cannot do it.
+    #[error(transparent)]
+    Tap(#[from] tap::Error),
+}
+
+impl Error {
+    /// The address that is the reason, if one is.
+    pub fn address(&self) -> Option<&AddressError> {
+        match self {
+            Self::Address(error) | Self::Tap(tap::Error::Address(error)) => Some(error),
+            _ => None,
+        }
+    }
+
+    /// Whether there may be another NIC when one of those there are has gone.
+    pub fn is_exhausted(&self) -> bool {
+        matches!(self, Self::Tap(tap::Error::Exhausted(_)))
+    }
 }
 
 /// The network of a daemon.
@@ -53,6 +78,8 @@ pub struct Network {
     addresses: Arc<Addresses>,
     shared: Arc<Shared>,
     orders: OnceCell<mpsc::UnboundedSender<Order>>,
+    /// Carries the forks, if they do not use the net process. Templates that are built always do.
+    taps: Option<tap::Taps>,
 }
 
 /// What the daemon keeps for a net process that has to be started anew.
@@ -68,6 +95,17 @@ struct Shared {
 struct Known {
     frames: Arc<OwnedFd>,
     bound: Option<Bound>,
+}
+
+/// What carries the frames of forks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Backend {
+    /// The net process: no privilege, domain names, denials one by one.
+    #[default]
+    User,
+    /// TAP devices, routed and filtered by the kernel: throughput.
+    Tap,
 }
 
 /// Who is on a link, and what it may do.
@@ -100,14 +138,117 @@ pub struct Link {
     orders: mpsc::UnboundedSender<Order>,
 }
 
+/// A fork's NIC, the daemon's side of it.
+#[derive(Debug)]
+pub enum Nic {
+    /// Served by the net process.
+    User(Link),
+    /// Served by the kernel.
+    Tap(tap::TapLink),
+}
+
+/// A NIC for a new fork.
+#[derive(Debug)]
+pub struct NewNic {
+    /// The daemon's side.
+    pub nic: Nic,
+    /// The fork's.
+    pub frames: OwnedFd,
+    /// The address that it has already, or that was asked for.
+    pub address: Option<Address>,
+}
+
+impl Nic {
+    /// The name of what carries its frames.
+    pub fn backend(&self) -> Backend {
+        match self {
+            Self::User(_) => Backend::User,
+            Self::Tap(_) => Backend::Tap,
+        }
+    }
+
+    /// Prepares what its guest may do. To be awaited before the guest runs with its identity; nothing is sent for a guest
+    /// for which the same was prepared before.
+    pub async fn admit(&self, bound: impl FnOnce() -> Bound) -> Result<(), Error> {
+        match self {
+            // It holds frames back until it is bound.
+            Self::User(_) => Ok(()),
+            Self::Tap(tap) => Ok(tap.admit(bound()).await?),
+        }
+    }
+
+    /// Says who is on it, once its guest has acknowledged.
+    pub fn bind(&self, bound: Bound) {
+        if let Self::User(link) = self {
+            link.bind(bound);
+        }
+    }
+
+    /// Ends its guest's connections, because the guest knows of none any more.
+    pub async fn reset(&self) -> Result<(), Error> {
+        match self {
+            Self::User(link) => link.reset().await,
+            Self::Tap(tap) => tap.reset().await?,
+        }
+        Ok(())
+    }
+
+    /// Changes what its guest may reach; connections that are not allowed any more are ended.
+    pub async fn set_policy(&self, policy: Policy) -> Result<(), Error> {
+        match self {
+            Self::User(link) => link.set_policy(policy).await,
+            Self::Tap(tap) => Ok(tap.set_policy(policy).await?),
+        }
+    }
+
+    /// What it carried and was denied, from denial number `denials_from` on.
+    pub async fn inspect(&self, denials_from: u64) -> Result<Report, Error> {
+        match self {
+            Self::User(link) => link.inspect(denials_from).await,
+            Self::Tap(tap) => Ok(tap.inspect().await?),
+        }
+    }
+}
+
 impl Network {
-    /// A network that is not served yet.
-    pub fn new(settings: Settings) -> Self {
-        Self {
-            addresses: Addresses::new(settings.guests),
+    /// A network whose net process is not started yet. With `taps`, forks use those.
+    ///
+    /// # Errors
+    /// There can be no taps.
+    pub fn new(settings: Settings, taps: Option<TapSettings>) -> Result<Self, Error> {
+        let addresses = Addresses::new(settings.guests);
+        let taps = taps.map(|taps| tap::Taps::start(&settings, taps, addresses.clone())).transpose()?;
+        Ok(Self {
+            addresses,
             shared: Arc::new(Shared { settings, links: Mutex::default(), next_link: AtomicU64::new(1) }),
             orders: OnceCell::new(),
+            taps,
+        })
+    }
+
+    /// Whether forks may have such a policy.
+    pub fn supports(&self, policy: &Policy) -> Result<(), NamesUnsupported> {
+        if self.taps.is_some() { tap::supports(policy) } else { Ok(()) }
+    }
+
+    /// A NIC for a new fork, with a certain address if `chosen`. The network was started.
+    pub async fn nic(&self, chosen: Option<Ipv4Addr>) -> Result<NewNic, Error> {
+        let address = chosen.map(|chosen| self.addresses.claim(chosen)).transpose()?;
+        match &self.taps {
+            None => {
+                let (link, frames) = self.link()?;
+                Ok(NewNic { nic: Nic::User(link), frames, address })
+            }
+            Some(taps) => {
+                let (link, frames, address) = taps.take(address).await?;
+                Ok(NewNic { nic: Nic::Tap(link), frames, address: Some(address) })
+            }
         }
+    }
+
+    /// Removes what the host would keep. The forks are gone.
+    pub fn end(&self) {
+        self.taps.iter().for_each(tap::Taps::end);
     }
 
     /// Addresses of guests.
@@ -115,7 +256,7 @@ impl Network {
         &self.addresses
     }
 
-    /// Starts the net process unless it runs.
+    /// Starts the net process unless it runs. With taps, only templates that are built need it.
     pub async fn start(&self, spawner: &Spawner) -> Result<(), Error> {
         let start = || process::start(spawner.clone(), self.shared.clone());
         self.orders.get_or_try_init(start).await.map(|_| ())

@@ -207,7 +207,7 @@ pub const MAX_DENIALS: usize = 64;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema), schema(as = NetworkCounters))]
 pub struct Counters {
-    /// Frames from the guest.
+    /// Frames from the guest. On a TAP: packets that bear its address, in which the kernel may have put many segments together.
     pub frames_from_guest: u64,
     /// Bytes of them.
     pub bytes_from_guest: u64,

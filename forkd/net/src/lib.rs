@@ -16,13 +16,13 @@ mod dns;
 mod flow;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
-mod host;
+pub mod host;
 mod icmp;
 mod input;
 mod link;
 mod links;
 mod opening;
-mod policy;
+pub mod policy;
 mod server;
 mod table;
 mod tcp;

@@ -11,7 +11,7 @@ use crate::control::{Destination, Policy, Protocol, Rule};
 mod tests;
 
 /// Ranges that no rule opens: what a socket of this host would take for itself or for many, and IPv4 in disguise.
-const NEVER: [&str; 9] = [
+pub const NEVER: [&str; 9] = [
     "0.0.0.0/8",
     "127.0.0.0/8",
     "224.0.0.0/4",
@@ -24,7 +24,7 @@ const NEVER: [&str; 9] = [
 ];
 
 /// Special-purpose ranges (IANA registries of RFC 6890, and the IPv6 ranges that carry an IPv4 address).
-const SPECIAL: [&str; 29] = [
+pub const SPECIAL: [&str; 29] = [
     "10.0.0.0/8",
     "100.64.0.0/10",
     "169.254.0.0/16",
@@ -61,6 +61,11 @@ static SPECIAL_NETS: LazyLock<Vec<IpNet>> = LazyLock::new(|| parse(&SPECIAL));
 
 fn parse(nets: &[&str]) -> Vec<IpNet> {
     nets.iter().filter_map(|net| net.parse().ok()).collect()
+}
+
+/// Whether a range lies in a special-purpose one, so that a rule for it leads there.
+pub fn is_special(net: &IpNet) -> bool {
+    SPECIAL_NETS.iter().any(|special| special.contains(net))
 }
 
 /// What an address is, whatever the policy.

@@ -115,6 +115,11 @@ catalogue! {
     AddressTaken = "address_taken" 409 Request true "choose another address, or end the fork that has it";
     /// The net process cannot be had.
     NetworkUnavailable = "network_unavailable" 503 Infra true "look at the daemon's log, and try again";
+    /// The daemon's taps cannot carry out a rule.
+    NamesUnsupported = "names_unsupported" 400 Request false
+        "give addresses and CIDRs instead of domain names, or start the daemon with --network user";
+    /// All taps are taken.
+    TapsExhausted = "taps_exhausted" 429 Infra true "end some forks, or start the daemon with more --taps";
     /// Nothing is served at this path.
     NoSuchRoute = "no_such_route" 404 Request false "look up the paths at /v1/openapi.json";
     /// The path is served, by other methods.

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     engine::Engine,
-    fork::{Attached, NetworkChoice, not_had, policy},
+    fork::{Attached, NetworkChoice, not_had, policy, supported},
     names,
     template::Template,
 };
@@ -51,6 +51,7 @@ pub fn network_choice(
     }
     let egress = egress.unwrap_or_else(|| spec.network.egress.clone());
     let policy = policy(&egress)?;
+    supported(engine, &policy)?;
     Ok(NetworkChoice { egress, policy, group, ipv4, limits: limits.unwrap_or_default() })
 }
 
@@ -90,6 +91,7 @@ pub async fn set(
     Body(change): Body<SetForkNetwork>,
 ) -> Result<Json<ForkNetworkInfo>, Error> {
     let attached = attached(&shared, &id)?;
+    supported(&shared.engine, &policy(&change.egress)?)?;
     attached.set_egress(change.egress).await?;
     Ok(Json(attached.inspect(u64::MAX).await?))
 }

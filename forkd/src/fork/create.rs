@@ -18,7 +18,7 @@ use crate::{
     control::{self, Socket},
     engine::Engine,
     identity::{Choice, Identity},
-    network::{Address, Link},
+    network::{Address, NewNic, Nic},
     template::{Loaded, Template},
 };
 
@@ -116,13 +116,27 @@ async fn begin(engine: &Arc<Engine>, request: &Request) -> Result<(Unclaimed, Ou
 struct Entered {
     unclaimed: Unclaimed,
     activate: ToFork,
+    identity: Identity,
 }
 
 impl Entered {
+    /// Has its NIC's rules made, if it has a NIC and they are not made yet.
+    async fn admit(
+        &self,
+        request: &Request,
+        nic: Option<&Nic>,
+        address: Option<&Address>,
+    ) -> Result<(), Error> {
+        let Some((nic, address)) = nic.zip(address) else { return Ok(()) };
+        let name = request.choice.name.as_deref();
+        let admitted = nic.admit(|| request.network.bound(&self.identity, name, address)).await;
+        admitted.map_err(|error| unavailable(&error))
+    }
+
     /// Gives its NIC's wire and address to the fork, if it has one.
-    fn attach(&self, request: &Request, network: (Option<Link>, Option<Address>)) {
+    fn attach(&self, request: &Request, network: (Option<Nic>, Option<Address>)) {
         let attached = network.0.zip(network.1);
-        let attached = attached.map(|(link, address)| Attached::new(link, address, request.network.clone()));
+        let attached = attached.map(|(nic, address)| Attached::new(nic, address, request.network.clone()));
         self.unclaimed.0.attach(attached);
     }
 }
@@ -138,21 +152,19 @@ fn enter(
     let identity = Identity::new(&request.choice, engine.generation()?).on(address.map(Address::network));
     let mailbox =
         identity.mailbox().map_err(|error| Error::new(Code::EnvironmentTooLarge, error.to_string()))?;
-    let fork = Arc::new(Fork::new(identity, socket.clone(), request, parked));
+    let fork = Arc::new(Fork::new(identity.clone(), socket.clone(), request, parked));
     engine.registry.insert_fork(&fork, engine.max_forks)?;
     // From here on the registry knows it, so every way out goes through the supervisor or kills it.
     let activate = ToFork::Activate { mailbox, advance_monotonic: false, plugged: true };
-    Ok(Entered { unclaimed: Unclaimed(fork), activate })
+    Ok(Entered { unclaimed: Unclaimed(fork), activate, identity })
 }
 
-/// An address for a fork with a NIC.
+/// Any address for a fork with a NIC.
 fn address(engine: &Engine, request: &Request) -> Result<Option<Address>, Error> {
     if !request.template.record.spec.has_nic() {
         return Ok(None);
     }
-    let addresses = engine.network.addresses();
-    let address = request.network.ipv4.map_or_else(|| addresses.any(), |chosen| addresses.claim(chosen));
-    address.map(Some).map_err(|error| not_had(&error))
+    engine.network.addresses().any().map(Some).map_err(|error| not_had(&error))
 }
 
 /// Gives a parked fork its identity. `None`: it had died meanwhile.
@@ -174,6 +186,7 @@ async fn activate(
             return Err(error);
         }
     };
+    entered.admit(request, parked.nic(), parked.address().or(given.as_ref())).await?;
     if let Err(error) = parked.socket.send(&entered.activate, &[]).await {
         let unclaimed = entered.unclaimed;
         tracing::debug!(%error, "a parked fork had died");
@@ -181,8 +194,8 @@ async fn activate(
         engine.registry.fork_died(&unclaimed.0);
         return Ok(None);
     }
-    let (link, prepared) = parked.take_network();
-    entered.attach(request, (link, prepared.or(given)));
+    let (nic, prepared) = parked.take_network();
+    entered.attach(request, (nic, prepared.or(given)));
     let (socket, process) = parked.take();
     let Entered { unclaimed, .. } = entered;
     let fork = unclaimed.0.clone();
@@ -204,11 +217,17 @@ async fn make(
     };
     let (socket, theirs) = control::pair().map_err(|error| failed(&error.into()))?;
     let socket = Arc::new(socket);
-    let address = address(engine, request)?;
+    let chosen = request.network.ipv4;
+    let (nic, frames, given) = match wire(engine, &loaded.zygote, chosen).await {
+        Ok(Some(NewNic { nic, frames, address })) => (Some(nic), Some(frames), address),
+        Ok(None) => (None, None, None),
+        Err(error) => return Err(unavailable(&error)),
+    };
+    let address = if given.is_some() { given } else { address(engine, request)? };
     let entered = enter(engine, request, &socket, address.as_ref(), false)?;
     let fork = entered.unclaimed.0.clone();
-    let (link, frames) = wire(engine, &loaded.zygote).map_err(|error| unavailable(&error))?;
-    entered.attach(request, (link, address));
+    entered.admit(request, nic.as_ref(), address.as_ref()).await?;
+    entered.attach(request, (nic, address));
     let Entered { unclaimed, activate, .. } = entered;
     let lazy = loaded.is_lazy();
     // Whoever waits for it would wait for what is mapped ahead, used or not.

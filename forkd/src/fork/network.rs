@@ -1,9 +1,6 @@
 //! A fork's network: asked for, given, changed.
 
-use std::{
-    os::fd::OwnedFd,
-    sync::{Arc, Mutex},
-};
+use std::sync::{Arc, Mutex};
 
 use forkling_net::control::{Guest, Limits, Membership, Policy};
 use forkling_proto::network::{ipv6_of, mac_of};
@@ -11,11 +8,11 @@ use forkling_proto::network::{ipv6_of, mac_of};
 use crate::{
     api::{
         error::{Code, Error, chain},
-        types::{ForkNetwork, ForkNetworkInfo},
+        types::{BuildTemplate, ForkNetwork, ForkNetworkInfo},
     },
     engine::Engine,
     identity::Identity,
-    network::{self, Address, AddressError, Bound, Link, rules},
+    network::{self, Address, AddressError, Bound, NewNic, Nic, rules},
     zygote::Zygote,
 };
 
@@ -37,35 +34,48 @@ pub struct NetworkChoice {
 /// The network of a living fork.
 #[derive(Debug)]
 pub struct Attached {
-    link: Link,
+    nic: Nic,
     address: Address,
     choice: Arc<NetworkChoice>,
     /// Rules that have replaced those of the choice.
     changed: Mutex<Option<Vec<String>>>,
 }
 
-impl Attached {
-    /// A fork's NIC with an address and what was asked for.
-    pub fn new(link: Link, address: Address, choice: Arc<NetworkChoice>) -> Self {
-        Self { link, address, choice, changed: Mutex::default() }
+impl NetworkChoice {
+    /// That of forks whose request says nothing; nothing, if they would be refused.
+    pub fn usual(engine: &Engine, spec: &BuildTemplate) -> Self {
+        let egress = spec.network.egress.clone();
+        let policy = policy(&egress).ok().filter(|policy| engine.network.supports(policy).is_ok());
+        policy.map_or_else(Self::default, |policy| Self { egress, policy, ..Self::default() })
     }
 
-    /// Lets its frames pass. Once, when it has acknowledged.
-    pub fn bind(&self, identity: &Identity, name: Option<&str>) {
-        let choice = &self.choice;
-        let group = choice.group.clone().map(|group| {
+    /// What it means for a fork with this identity and address.
+    pub fn bound(&self, identity: &Identity, name: Option<&str>, address: &Address) -> Bound {
+        let group = self.group.clone().map(|group| {
             let names = [Some(identity.hostname.as_str()), name, Some(&identity.id)];
             let mut names: Vec<_> = names.into_iter().flatten().map(str::to_ascii_lowercase).collect();
             names.dedup();
             Membership { group, names }
         });
-        let guest = Guest { id: identity.id.clone(), ipv4: self.address.network().ipv4, group };
-        self.link.bind(Bound { guest, policy: choice.policy.clone(), limits: choice.limits });
+        let guest = Guest { id: identity.id.clone(), ipv4: address.network().ipv4, group };
+        Bound { guest, policy: self.policy.clone(), limits: self.limits }
+    }
+}
+
+impl Attached {
+    /// A fork's NIC with an address and what was asked for.
+    pub fn new(nic: Nic, address: Address, choice: Arc<NetworkChoice>) -> Self {
+        Self { nic, address, choice, changed: Mutex::default() }
+    }
+
+    /// Lets its frames pass. Once, when it has acknowledged.
+    pub fn bind(&self, identity: &Identity, name: Option<&str>) {
+        self.nic.bind(self.choice.bound(identity, name, &self.address));
     }
 
     /// Forgets its connections, as its guest did.
-    pub async fn reset(&self) {
-        self.link.reset().await;
+    pub async fn reset(&self) -> Result<(), Error> {
+        self.nic.reset().await.map_err(|error| unavailable(&error))
     }
 
     /// As the API shows it.
@@ -75,12 +85,13 @@ impl Attached {
         let mac = format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
         let changed = self.changed.lock().expect("no panic under this lock").clone();
         let egress = changed.unwrap_or_else(|| self.choice.egress.clone());
-        ForkNetwork { mac, ipv4, ipv6: ipv6_of(ipv4), group: self.choice.group.clone(), egress }
+        let (group, backend) = (self.choice.group.clone(), self.nic.backend());
+        ForkNetwork { mac, ipv4, ipv6: ipv6_of(ipv4), group, egress, backend }
     }
 
     /// With what it did, denials from number `denials_from` on.
     pub async fn inspect(&self, denials_from: u64) -> Result<ForkNetworkInfo, Error> {
-        let report = self.link.inspect(denials_from).await.map_err(|error| unavailable(&error))?;
+        let report = self.nic.inspect(denials_from).await.map_err(|error| unavailable(&error))?;
         Ok(ForkNetworkInfo {
             network: self.show(),
             limits: self.choice.limits,
@@ -92,7 +103,7 @@ impl Attached {
     /// Changes what it may reach.
     pub async fn set_egress(&self, egress: Vec<String>) -> Result<(), Error> {
         let policy = policy(&egress)?;
-        self.link.set_policy(policy).await.map_err(|error| unavailable(&error))?;
+        self.nic.set_policy(policy).await.map_err(|error| unavailable(&error))?;
         *self.changed.lock().expect("no panic under this lock") = Some(egress);
         Ok(())
     }
@@ -104,12 +115,23 @@ pub fn policy(egress: &[String]) -> Result<Policy, Error> {
         .map_err(|error| Error::new(Code::InvalidRule, "an egress rule is not valid").because(error))
 }
 
-/// A link for a new fork of `zygote` and the guest's end of it, if it has a NIC.
-pub fn wire(engine: &Engine, zygote: &Zygote) -> Result<(Option<Link>, Option<OwnedFd>), network::Error> {
+/// Whether this daemon's forks may have such a policy.
+pub fn supported(engine: &Engine, policy: &Policy) -> Result<(), Error> {
+    engine.network.supports(policy).map_err(|error| {
+        Error::new(Code::NamesUnsupported, "TAP devices know no domain names").because(error)
+    })
+}
+
+/// A NIC for a new fork of `zygote`, if it has one, with a certain address if `chosen`.
+pub async fn wire(
+    engine: &Engine,
+    zygote: &Zygote,
+    chosen: Option<std::net::Ipv4Addr>,
+) -> Result<Option<NewNic>, network::Error> {
     if !zygote.has_nic() {
-        return Ok((None, None));
+        return Ok(None);
     }
-    engine.network.link().map(|(link, frames)| (Some(link), Some(frames)))
+    engine.network.nic(chosen).await.map(Some)
 }
 
 /// The error for an address that cannot be had.
@@ -123,5 +145,11 @@ pub fn not_had(error: &AddressError) -> Error {
 
 /// The error for a network that cannot be had.
 pub fn unavailable(error: &network::Error) -> Error {
+    if let Some(error) = error.address() {
+        return not_had(error);
+    }
+    if error.is_exhausted() {
+        return Error::new(Code::TapsExhausted, error.to_string());
+    }
     Error::new(Code::NetworkUnavailable, "the network of forks cannot be had").because(chain(error))
 }

@@ -9,7 +9,7 @@ use forkling_proto::rpc::{self, Kind};
 use forkling_vmm::protocol::{Failure, FromFork, Opening, PageRun, ToFork, View};
 use tokio::{net::UnixStream, time::timeout};
 
-use super::network::wire;
+use super::network::{NetworkChoice, wire};
 use crate::{
     agent::{self, Connection, Event},
     api::types::{PoolSettings, Rehearsal},
@@ -17,7 +17,7 @@ use crate::{
     engine::Engine,
     identity::{Choice, Identity},
     limits::PARK_TIMEOUT,
-    network::{self, Address, Link},
+    network::{self, Address, NewNic, Nic},
     process::{Doomed, Process},
     zygote::Zygote,
 };
@@ -67,8 +67,8 @@ pub struct Parked {
     pub socket: Arc<Socket>,
     process: Doomed,
     /// Of its NIC, if it has one.
-    link: Option<Link>,
-    /// The address that the NIC has already.
+    nic: Option<Nic>,
+    /// The address that the NIC has, or is to have.
     address: Option<Address>,
 }
 
@@ -87,14 +87,19 @@ impl Parked {
         self.process.is_alive()
     }
 
-    /// The address that its NIC has already.
+    /// The address that its NIC has or is to have.
     pub fn address(&self) -> Option<&Address> {
         self.address.as_ref()
     }
 
+    /// The daemon's side of its NIC.
+    pub fn nic(&self) -> Option<&Nic> {
+        self.nic.as_ref()
+    }
+
     /// Its NIC's wire and address, if it has them.
-    pub fn take_network(&mut self) -> (Option<Link>, Option<Address>) {
-        (self.link.take(), self.address.take())
+    pub fn take_network(&mut self) -> (Option<Nic>, Option<Address>) {
+        (self.nic.take(), self.address.take())
     }
 
     /// Its socket and process, whose end is the caller's business from now on.
@@ -114,18 +119,25 @@ pub struct Stages {
     pub command: Touched,
 }
 
-/// Makes a parked fork. The template's image is complete. Cancelled, it leaves nothing.
-pub async fn park(engine: &Engine, zygote: &Zygote, settings: &PoolSettings) -> Result<Parked, Error> {
+/// Makes a parked fork, prepared for the network that forks usually ask for. The template's image is complete. Cancelled, it
+/// leaves nothing.
+pub async fn park(
+    engine: &Engine,
+    zygote: &Zygote,
+    settings: &PoolSettings,
+    usual: &NetworkChoice,
+) -> Result<Parked, Error> {
     let work = async {
         let mut parked = make(engine, zygote, View::Complete, settings.pre_fault).await?;
         if settings.rehearsal != Rehearsal::Off {
             parked.rehearse(engine, settings.rehearsal).await?;
             parked.rewind(settings.keep_writes).await?;
             // It writes some pages, which a pool that is to stay small does without.
-            if settings.keep_writes && parked.link.is_some() {
+            if settings.keep_writes && parked.nic.is_some() {
                 parked.prepare(engine).await?;
             }
         }
+        parked.admit(usual).await?;
         Ok(parked)
     };
     timeout(PARK_TIMEOUT, work).await.map_err(|_| Error::Late)?
@@ -149,11 +161,14 @@ pub async fn touched(engine: &Engine, zygote: &Zygote, agent: bool) -> Result<St
 
 async fn make(engine: &Engine, zygote: &Zygote, view: View, pre_fault: bool) -> Result<Parked, Error> {
     let (socket, theirs) = control::pair()?;
-    let (link, frames) = wire(engine, zygote)?;
+    let (nic, frames, address) = match wire(engine, zygote, None).await? {
+        Some(NewNic { nic, frames, address }) => (Some(nic), Some(frames), address),
+        None => (None, None, None),
+    };
     let spawned = zygote.spawn(theirs, frames, view, pre_fault).await?;
     let pid = spawned.await.map_err(|_| Error::NoZygote)?.map_err(Error::Failed)?;
     let process = Doomed::new(Process::adopt(pid)?);
-    let parked = Parked { socket: Arc::new(socket), process, link, address: None };
+    let parked = Parked { socket: Arc::new(socket), process, nic, address };
     parked.until_parked().await?;
     Ok(parked)
 }
@@ -183,7 +198,7 @@ impl Parked {
     async fn rehearse(&self, engine: &Engine, rehearsal: Rehearsal) -> Result<Option<Touched>, Error> {
         let generation = engine.generation().map_err(|error| Error::Identity(error.to_string()))?;
         // What the kernel does to a new address depends on those it has, so the template's would not do.
-        let network = self.link.as_ref().map(|_| engine.network.addresses().sample());
+        let network = self.nic.as_ref().map(|_| engine.network.addresses().sample());
         // A host name of another length than the usual takes a longer way through the guest's kernel.
         let named = Choice { name: Some("rehearsal".to_owned()), ..Choice::default() };
         let identity = Identity::new(&named, generation).on(network);
@@ -252,12 +267,22 @@ impl Parked {
     /// Gives the NIC its address, which takes longer than all the rest of an activation.
     async fn prepare(&mut self, engine: &Engine) -> Result<(), Error> {
         let failed = |error: &dyn std::fmt::Display| Error::Identity(error.to_string());
-        let address = engine.network.addresses().any().map_err(|error| failed(&error))?;
+        let address = match self.address.take() {
+            Some(address) => address,
+            None => engine.network.addresses().any().map_err(|error| failed(&error))?,
+        };
         let identity = Identity::new(&Choice::default(), 0).on(Some(address.network()));
         let mailbox = identity.preparation().map_err(|error| failed(&error))?;
         self.socket.send(&ToFork::Prepare { mailbox }, &[]).await?;
         self.address = Some(address);
         self.until_parked().await
+    }
+
+    /// Has its NIC's rules made, as far as they can be before the fork has an identity.
+    async fn admit(&self, usual: &NetworkChoice) -> Result<(), Error> {
+        let (Some(nic), Some(address)) = (&self.nic, &self.address) else { return Ok(()) };
+        let nobody = Identity::new(&Choice::default(), 0);
+        Ok(nic.admit(|| usual.bound(&nobody, None, address)).await?)
     }
 
     async fn rewind(&self, keep_writes: bool) -> Result<(), Error> {

@@ -62,7 +62,7 @@ impl Fork {
         self.tell(&ToFork::Rewind { keep_writes: request.keep_writes }).await?;
         self.until(|progress| progress.parked > before).await?;
         if let Some(attached) = self.attached() {
-            attached.reset().await;
+            attached.reset().await?;
         }
         self.ways.rewound();
         let generation = engine.generation()?;

@@ -12,7 +12,7 @@ use crate::{
         types::{Payload, PoolSettings, Rehearsal},
     },
     engine::Engine,
-    fork::{Parked, park},
+    fork::{NetworkChoice, Parked, park},
     limits::{HOST_RESERVE_MIB, POOL_PAUSE, POOL_TICK},
     template::{Loaded, Template},
 };
@@ -108,7 +108,8 @@ async fn build(
         // It has no agent that could run one.
         settings.rehearsal = Rehearsal::Acknowledge;
     }
-    let outcome = park(engine, &loaded.zygote, &settings).await;
+    let usual = NetworkChoice::usual(engine, &template.record.spec);
+    let outcome = park(engine, &loaded.zygote, &settings, &usual).await;
     outcome
         .inspect_err(|error| {
             tracing::warn!(template = template.name(), error = chain(error), "no fork could be parked");

@@ -14,6 +14,7 @@ mod pager;
 mod pool;
 mod ports;
 mod second_generation;
+mod tap;
 mod time;
 mod two_vcpus;
 mod unprivileged;

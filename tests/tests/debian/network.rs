@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::guest;
 use servers::{Secure, Web, udp_echo};
 
-mod servers;
+pub mod servers;
 
 /// Name under which guests know the host.
 const HOST: &str = "host.forkling.internal";

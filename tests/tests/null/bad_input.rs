@@ -249,3 +249,12 @@ fn kvm_that_is_not_permitted() {
     assert!(format!("{error:?}").contains("/dev/kvm"), "{error:?}");
     daemon.settle(0);
 }
+
+#[test]
+fn taps_without_privilege_are_refused_at_the_start() {
+    let settings = Settings::default().as_user(65_534, 65_534).arg("--network").arg("tap");
+    settings.give_away();
+    let (status, said) = settings.refused();
+    assert!(!status.success());
+    assert!(said.contains("CAP_NET_ADMIN") && said.contains("--network user"), "{said}");
+}

@@ -12,4 +12,5 @@ pub mod pagemap;
 pub mod probe;
 pub mod process;
 pub mod resident;
+pub mod tap;
 pub mod uffd;

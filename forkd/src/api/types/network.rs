@@ -6,6 +6,8 @@ use forkling_net::control::{self, Counters, Limits};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::network::Backend;
+
 /// The network of a template's forks.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -61,6 +63,9 @@ pub struct ForkNetwork {
     pub group: Option<String>,
     /// What it may reach.
     pub egress: Vec<String>,
+    /// What carries its frames.
+    #[serde(default)]
+    pub backend: Backend,
 }
 
 /// The network of a fork, and what it did.

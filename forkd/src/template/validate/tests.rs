@@ -19,6 +19,7 @@ fn config() -> Config {
         admission: Default::default(),
         idle_unload: None,
         network: Settings { guests: "100.64.0.0/10".parse().unwrap(), resolvers: Vec::new() },
+        taps: None,
     }
 }
 

@@ -106,7 +106,9 @@ impl<D: VirtioDevice> MmioTransport<D> {
         let registers = state.registers(offered(&device)).map_err(invalid)?;
         let queues = state.queues(D::QUEUE_SIZES, &registers, &ram).map_err(invalid)?;
         let interrupt_status = state.interrupt_status().map_err(invalid)?;
-        Self::assemble(slot, ram, interrupt_status, Inner { registers, queues, device, logged: 0 })
+        let mut inner = Inner { registers, queues, device, logged: 0 };
+        inner.agreed();
+        Self::assemble(slot, ram, interrupt_status, inner)
     }
 
     fn assemble(slot: Slot, ram: GuestRam, interrupt_status: u32, inner: Inner<D>) -> Result<Self, Error> {
@@ -126,6 +128,7 @@ impl<D: VirtioDevice> MmioTransport<D> {
         inner.registers = state.registers(offered(&inner.device)).map_err(invalid)?;
         inner.queues = state.queues(D::QUEUE_SIZES, &inner.registers, &self.ram).map_err(invalid)?;
         inner.device.rewind(&state.device)?;
+        inner.agreed();
         self.irq.reset(state.interrupt_status().map_err(invalid)?);
         Ok(())
     }
@@ -208,6 +211,7 @@ impl<D: VirtioDevice> MmioTransport<D> {
         if inner.is_running() && !was_running {
             let event_idx = inner.registers.has(registers::EVENT_IDX);
             inner.queues.iter_mut().for_each(|queue| queue.set_event_idx(event_idx));
+            inner.agreed();
             inner.device.activate();
             // The driver may have filled and kicked its queues while it set them up.
             self.rerun();
@@ -311,6 +315,13 @@ impl<D: VirtioDevice> MmioTransport<D> {
 impl<D: VirtioDevice> Inner<D> {
     fn is_running(&self) -> bool {
         self.registers.status & (DRIVER_OK | NEEDS_RESET | registers::FAILED) == DRIVER_OK
+    }
+
+    /// Tells the device what its driver, if it runs, has agreed to.
+    fn agreed(&mut self) {
+        if self.is_running() {
+            self.device.agreed(self.registers.driver_features);
+        }
     }
 
     fn reset(&mut self) {

@@ -49,6 +49,10 @@ pub trait VirtioDevice: Send {
     /// The driver set DRIVER_OK; every ready queue is valid.
     fn activate(&mut self);
 
+    /// The device-specific and other features that a driver that runs has agreed to; told before [`Self::activate`], and
+    /// after a restore or a rewind to a driver that runs.
+    fn agreed(&mut self, _features: u64) {}
+
     /// Back to the state after power-on, without work in flight and without host resources of the guest's making.
     fn reset(&mut self);
 

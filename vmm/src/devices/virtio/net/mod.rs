@@ -8,6 +8,10 @@
 //!
 //! Unplugged, as in a rehearsal, the device takes the guest's frames and drops them, and hands in none.
 //!
+//! A TAP differs from the frame socket in two things: the kernel fills in checksums and cuts segments for a driver that
+//! has not agreed to do so, and must be told; and what lies in it when the device is plugged in was meant for somebody
+//! else, or for nobody, while the net process sends nothing to a guest that it was not told of.
+//!
 //! Work is done when the driver kicks and when the descriptor becomes ready (edge-triggered); a frame for which the guest
 //! has no buffers waits here, the ones behind it wait in the descriptor.
 
@@ -21,7 +25,15 @@ use mio::{Interest, Registry, Token, unix::SourceFd};
 use rustix::io::Errno;
 
 use super::{Chain, Queues, Violation, VirtioDevice, copy_config};
-use crate::{arena::Message, devices::Error, memory::GuestRam, sys::frames};
+use crate::{
+    arena::Message,
+    devices::Error,
+    memory::GuestRam,
+    sys::{
+        frames,
+        tap::{self, Offloads},
+    },
+};
 use bulk::Bulk;
 
 mod bulk;
@@ -43,6 +55,9 @@ const MIN_FRAME: usize = 14;
 /// Longest frame: an Ethernet header and the longest IP packet.
 const MAX_FRAME: usize = 14 + 65_535;
 
+/// Most frames that are dropped when the device is plugged in: more than a TAP's queue holds.
+const MAX_DRAINED: usize = 4096;
+
 /// Smallest MTU a driver can use (5.1.4.1).
 const MIN_MTU: u16 = 68;
 
@@ -59,7 +74,7 @@ const MRG_RXBUF: u64 = 1 << 15;
 /// Host side: where frames come from and go to. Its packets are those of the frame socket; it is used without blocking.
 #[derive(Debug)]
 pub struct Backend {
-    /// The frame socket or TAP, set to non-blocking.
+    /// The frame socket, or a TAP with all offloads on; set to non-blocking.
     pub frames: OwnedFd,
 }
 
@@ -67,6 +82,8 @@ pub struct Backend {
 #[derive(Debug)]
 pub struct Net {
     frames: OwnedFd,
+    /// What the kernel may leave to the driver, if the descriptor is a TAP.
+    tap: Option<Offloads>,
     mtu: u16,
     plugged: bool,
     /// It was plugged before, so the descriptor may hold frames for a guest that is gone.
@@ -86,6 +103,7 @@ impl Net {
     /// A device after power-on, unplugged.
     pub fn new(backend: Backend) -> Self {
         Self {
+            tap: tap::is_tap(backend.frames.as_fd()).then_some(Offloads::ALL),
             frames: backend.frames,
             mtu: MTU,
             plugged: false,
@@ -113,7 +131,7 @@ impl Net {
 
     /// From now on frames pass, those that come from now on.
     pub fn plug(&mut self) {
-        if self.used {
+        if self.used || self.tap.is_some() {
             self.drain();
         }
         self.used = true;
@@ -123,16 +141,21 @@ impl Net {
         self.readable = true;
     }
 
+    /// Takes what the descriptor holds, and throws it away. A sender that is faster than this is there now.
+    fn drain(&self) {
+        for _ in 0..MAX_DRAINED {
+            // A shorter read takes a whole packet too; from a TAP with an error.
+            match rustix::io::read(&self.frames, &mut [0; HEADER]) {
+                Ok(1..) | Err(Errno::INTR | Errno::FAULT) => {}
+                Ok(0) | Err(_) => return,
+            }
+        }
+    }
+
     /// The descriptor became ready.
     pub fn on_ready(&mut self, queues: &mut Queues<'_>, readable: bool) -> Result<(), Violation> {
         self.readable |= readable;
         self.process(queues)
-    }
-
-    /// Takes what the descriptor holds, and throws it away.
-    fn drain(&self) {
-        // A shorter read takes a whole packet too.
-        while let Ok(1..) | Err(Errno::INTR) = rustix::io::read(&self.frames, &mut [0; HEADER]) {}
     }
 
     /// Sends what the guest has queued, as far as the other end takes it.
@@ -338,6 +361,20 @@ impl VirtioDevice for Net {
 
     fn activate(&mut self) {}
 
+    fn agreed(&mut self, features: u64) {
+        let has = |feature| features & feature != 0;
+        let checksum = has(GUEST_CSUM);
+        let wanted =
+            Offloads { checksum, tso4: checksum && has(GUEST_TSO4), tso6: checksum && has(GUEST_TSO6) };
+        if self.tap.is_none_or(|set| set == wanted) {
+            return;
+        }
+        match tap::set_offloads(self.frames.as_fd(), wanted) {
+            Ok(()) => self.tap = Some(wanted),
+            Err(error) => tracing::warn!(%error, "the TAP does not take the driver's offloads"),
+        }
+    }
+
     fn reset(&mut self) {
         self.waiting.clear();
     }
@@ -351,6 +388,7 @@ impl VirtioDevice for Net {
         // What waits is a frame on its way, and lost like those in the descriptor.
         let Self {
             frames: _,
+            tap: _,
             mtu,
             plugged: _,
             used: _,
