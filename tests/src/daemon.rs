@@ -46,6 +46,8 @@ pub struct Settings {
     pub descriptors: Option<u64>,
     /// User and group, when not those of the test.
     pub user: Option<(u32, u32)>,
+    /// A process in whose network namespace the daemon lives, when not in that of the test.
+    pub network_of: Option<i32>,
 }
 
 impl Default for Settings {
@@ -66,7 +68,14 @@ impl Settings {
     }
 
     fn in_directory(directory: Directory) -> Self {
-        let settings = Self { directory, args: Vec::new(), programs: None, descriptors: None, user: None };
+        let settings = Self {
+            directory,
+            args: Vec::new(),
+            programs: None,
+            descriptors: None,
+            user: None,
+            network_of: None,
+        };
         fs::write(settings.null_guest(), null_guest::PROGRAM).expect("the null guest can be written");
         settings
     }
@@ -181,9 +190,15 @@ impl Settings {
 
     fn spawn(&self) -> Child {
         let log = File::create(self.log()).expect("the log can be written");
-        let mut command = match self.descriptors {
-            None => Command::new(self.program("forkd")),
-            Some(limit) => {
+        let mut command = match (self.descriptors, self.network_of) {
+            (None, None) => Command::new(self.program("forkd")),
+            (None, Some(pid)) => {
+                // So does nsenter(1).
+                let mut command = Command::new("nsenter");
+                command.args(["--net", "--target", &pid.to_string()]).arg(self.program("forkd"));
+                command
+            }
+            (Some(limit), _) => {
                 // prlimit(1) becomes the daemon.
                 let mut command = Command::new("prlimit");
                 command.arg(format!("--nofile={limit}:{limit}")).arg(self.program("forkd"));

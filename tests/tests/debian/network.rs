@@ -10,8 +10,10 @@ use serde_json::{Value, json};
 
 use crate::guest;
 use servers::{Secure, Web, udp_echo};
+use world::World;
 
 pub mod servers;
+mod world;
 
 /// Name under which guests know the host.
 const HOST: &str = "host.forkling.internal";
@@ -75,6 +77,57 @@ fn a_fork_reaches_what_it_may_and_nothing_else() {
     assert_eq!(daemon.sh(&silent.id, "getent hosts example.com || echo none"), "none");
     let info = network(&daemon, &silent);
     assert!(denied(&info, "dns") >= 1 && info.counters.names_asked >= 1, "{info:?}");
+}
+
+#[test]
+fn a_name_opens_what_it_resolves_to_and_nothing_else() {
+    let world = World::start();
+    let daemon = world.settings().start();
+    guest::ensure(&daemon, guest::ONE);
+    let rules = json!({"egress": ["open.example:80,443", "private.example"]});
+    let fork = fork_with(&daemon, &rules);
+    let ca = fs::read_to_string(world.certificate()).unwrap();
+    daemon.sh(&fork.id, &format!("cat >/tmp/ca.pem <<'E'\n{ca}\nE"));
+    let get = |url: &str| {
+        let line = format!("curl -sS -m 60 --cacert /tmp/ca.pem {url} 2>&1; true");
+        daemon.sh(&fork.id, &line)
+    };
+    let refused = |url: &str| {
+        let said = get(url);
+        let how = ["Couldn't connect", "Could not resolve", "refused"];
+        assert!(how.iter().any(|how| said.contains(how)), "{url}: {said:?}");
+    };
+    // Before its name is known, the address is as closed as any.
+    refused("http://11.0.0.1/");
+    assert_eq!(get("http://open.example/"), "the outside");
+    assert!(get("https://open.example/").contains("Cipher"), "TLS passes");
+    assert_eq!(get("http://11.0.0.1/"), "the outside");
+    refused("http://open.example:8080/");
+    refused("http://closed.example/");
+    refused("http://unknown.example/");
+    refused("http://11.0.0.2/");
+    refused("http://11.0.0.254/");
+    // An allowed name that leads to an address which no name may lead to, though the daemon's host reaches it.
+    refused("http://private.example/");
+    refused("http://10.9.9.9/");
+    let resolver = "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(5)
+try:
+    s.sendto(b'x' * 12, ('11.0.0.254', 53)); print(s.recv(512))
+except OSError as error: print(type(error).__name__)";
+    let said = daemon.sh(&fork.id, &format!("python3 -c \"{resolver}\""));
+    assert!(
+        ["TimeoutError", "ConnectionRefusedError", "OSError", "PermissionError"].contains(&said.as_str()),
+        "{said}"
+    );
+    let info = network(&daemon, &fork);
+    let names: Vec<_> = info
+        .denials
+        .iter()
+        .filter(|denial| denial.what == "dns")
+        .filter_map(|denial| denial.name.clone())
+        .collect();
+    assert!(names.iter().any(|name| name == "closed.example"), "{info:?}");
+    assert!(denied(&info, "tcp") >= 5 && denied(&info, "udp") >= 1, "{info:?}");
 }
 
 #[test]

@@ -15,6 +15,8 @@ use serde_json::{Value, json};
 
 use crate::guest;
 
+mod protocols;
+
 /// Longest silence on an emulated host.
 const PATIENCE: Duration = Duration::from_secs(300);
 
