@@ -10,6 +10,7 @@ use std::{
 };
 
 use forkling_proto::network::{GATEWAY_MAC, mac_of};
+use forkling_vmm::arena::Message;
 use mio::Poll;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
 
@@ -106,7 +107,15 @@ impl End {
     /// The next packet, checked for what every one must be.
     pub fn receive(&self, net: &mut Net) -> Option<Vec<u8>> {
         let mut packet = vec![0; MAX_PACKET + 1];
-        let (_, length) = recv(&self.wire, &mut packet[..], RecvFlags::DONTWAIT).ok()?;
+        let length = loop {
+            let (_, length) = recv(&self.wire, &mut packet[..], RecvFlags::DONTWAIT).ok()?;
+            // For the device, which never lets its guest send what such a message answers.
+            let Some(&message) = packet.first_chunk().filter(|_| length == Message::LEN) else {
+                break length;
+            };
+            let message = Message::decode(message);
+            assert!(matches!(message, Message::Gone | Message::Refused), "{message:?} without an arena");
+        };
         packet.truncate(length);
         assert!((PAYLOAD..=MAX_PACKET).contains(&length), "a packet of {length} bytes");
         assert_eq!(packet[VIRTIO..VIRTIO + 6], mac_of(self.ipv4), "for another guest");
