@@ -21,8 +21,8 @@ const CMDLINE: &str = "console=ttyS0 quiet panic=-1 nowatchdog no_timer_check ts
 
 /// Modules of the kernel that the guest needs, in order.
 const MODULES: [&str; 6] = [
-    "drivers/virtio/virtio.ko",
     "drivers/virtio/virtio_ring.ko",
+    "drivers/virtio/virtio.ko",
     "drivers/virtio/virtio_mmio.ko",
     "net/core/failover.ko",
     "drivers/net/net_failover.ko",
