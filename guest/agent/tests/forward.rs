@@ -183,7 +183,7 @@ fn ended_streams_leave_nothing_and_idle_ones_cost_no_time() {
         let (server, host) = joined(&agent);
         drop((server, host));
     }
-    wait_until("all descriptors to be closed", || agent.descriptors() == before);
+    wait_until("all descriptors to be closed", || agent.descriptors() <= before);
     // Half closed in every way, and a client that is gone while its server does not read.
     let (server, host) = joined(&agent);
     server.shutdown(Shutdown::Write).unwrap();

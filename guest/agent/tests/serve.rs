@@ -333,7 +333,7 @@ fn many_calls_side_by_side() {
         })
         .collect();
     hosts.into_iter().for_each(|host| host.join().unwrap());
-    wait_until("descriptors to be closed", || agent.descriptors() == before);
+    wait_until("descriptors to be closed", || agent.descriptors() <= before);
     assert!(agent.children().is_empty());
     assert!(Path::new(&agent.path("agent.sock")).exists());
 }

@@ -27,7 +27,10 @@ impl Agent {
             .unwrap();
         // The path is there a moment before somebody listens.
         wait_until("the agent to listen", || UnixStream::connect(&path).is_ok());
-        Self { process, directory }
+        let agent = Self { process, directory };
+        // Somebody listens a moment before all descriptors are there that an idle agent has.
+        agent.connect().run(argv(&["/bin/true"]));
+        agent
     }
 
     pub fn connect(&self) -> Host {
@@ -49,6 +52,7 @@ impl Agent {
         self.directory.path().join(name).to_str().unwrap().to_owned()
     }
 
+    /// How many descriptors the agent has; a closed connection's is among them until the agent has heard of it.
     pub fn descriptors(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.process.id())).unwrap().count()
     }
