@@ -21,6 +21,7 @@ use std::{
 };
 
 use forkling_proto::network::{MTU, TEMPLATE_MAC};
+use memmap2::MmapMut;
 use mio::{Interest, Registry, Token, unix::SourceFd};
 use rustix::io::Errno;
 
@@ -93,8 +94,8 @@ pub struct Net {
     /// A frame for which the guest had no buffers: header and frame.
     waiting: Vec<u8>,
     /// The part of a received packet that the guest's first buffer has no room for. Pages of it that no packet reaches
-    /// are never touched.
-    overflow: Vec<u8>,
+    /// are never touched: from the heap they might be memory used before, and be cleared.
+    overflow: MmapMut,
     vectors: frames::Vectors,
     bulk: Bulk,
 }
@@ -110,7 +111,7 @@ impl Net {
             used: false,
             readable: true,
             waiting: Vec::new(),
-            overflow: vec![0; HEADER + MAX_FRAME],
+            overflow: MmapMut::map_anon(HEADER + MAX_FRAME).expect("the process can be given 64 KiB"),
             vectors: frames::Vectors::default(),
             bulk: Bulk::default(),
         }
