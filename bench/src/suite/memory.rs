@@ -9,6 +9,10 @@ use crate::{
     results::Results,
 };
 
+/// How long idle forks are left alone before they are looked at: what a network does after an address is set, and the
+/// `--trim-after` of the daemon.
+const REST: Duration = Duration::from_secs(8);
+
 /// Lines of `/proc/meminfo` that forks grow, besides MemAvailable, with their names in figure ids.
 const LINES: [(&str, &str); 5] = [
     ("PageTables", "page_tables"),
@@ -184,7 +188,8 @@ fn idle(bench: &mut Bench, results: &Results, quick: bool) -> anyhow::Result<()>
         let note = format!("MemAvailable, {count} forks that ran /bin/true");
         before.record(results, &format!("mem.at_{count}"), count, &note)?;
     }
-    before.record(results, "mem.idle", forks.len(), &format!("MemAvailable over {} forks", forks.len()))?;
+    thread::sleep(REST);
+    before.record(results, "mem.idle", forks.len(), &format!("MemAvailable over {} forks, at rest", forks.len()))?;
     record_private(results, "mem.idle", &pids(&forks))?;
     bench.destroy_all()
 }
