@@ -4,9 +4,11 @@
 //! never taken out again; an image goes away as a whole when its last user does.
 
 use std::io;
+use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 
+use memmap2::{MmapMut, MmapOptions};
 use rustix::fs::SeekFrom;
 
 use super::layout::{MIB, PAGE};
@@ -21,6 +23,34 @@ const CHUNK_PAGES: u64 = CHUNK as u64 / PAGE;
 
 /// Contents of one chunk.
 pub type ChunkBuffer = [u8; CHUNK];
+
+/// Room for one chunk, aligned to pages so that a file can be read into it past the page cache.
+#[derive(Debug)]
+pub struct AlignedChunk(MmapMut);
+
+impl AlignedChunk {
+    /// Zeros, as the kernel gives them: nothing is written before something is read into it.
+    ///
+    /// # Errors
+    /// ENOMEM.
+    pub fn new() -> io::Result<Self> {
+        MmapOptions::new().len(CHUNK).populate().map_anon().map(Self)
+    }
+}
+
+impl Deref for AlignedChunk {
+    type Target = ChunkBuffer;
+
+    fn deref(&self) -> &ChunkBuffer {
+        self.0[..].try_into().expect("it has the length of a chunk")
+    }
+}
+
+impl DerefMut for AlignedChunk {
+    fn deref_mut(&mut self) -> &mut ChunkBuffer {
+        (&mut self.0[..]).try_into().expect("it has the length of a chunk")
+    }
+}
 
 /// Why an image cannot be made or filled.
 #[derive(Debug, thiserror::Error)]

@@ -95,9 +95,9 @@ fn live(
         vm: &mut || stamps.vm = clock::monotonic_ns(),
         vcpus: &mut || stamps.vcpus = clock::monotonic_ns(),
     };
-    // Before the VM exists: no second-stage entry has to be taken back for it. An image that is not complete is left
-    // alone, where each page would wait for the pager.
-    if view == View::Complete {
+    // Before the VM exists: no second-stage entry has to be taken back for it. Where they are missing, these pages are what the
+    // pager reads first, and nothing goes on without them.
+    if view != View::Exact {
         zygote.memory.copy_ahead(&zygote.first_pages.acknowledge);
     }
     let seed = EventLoopSeed::new()?;
