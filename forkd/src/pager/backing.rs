@@ -302,7 +302,8 @@ impl Packed {
     }
 
     fn by_page(&self) -> Vec<(u32, u32)> {
-        let of = |segment: usize| self.pages.pages_of(segment).iter().map(move |&page| (page, segment as u32));
+        let of =
+            |segment: usize| self.pages.pages_of(segment).iter().map(move |&page| (page, segment as u32));
         let mut pages: Vec<_> = (0..self.pages.segments()).flat_map(of).collect();
         pages.sort_unstable();
         pages

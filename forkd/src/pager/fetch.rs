@@ -106,6 +106,11 @@ impl Fetchers {
         Self { shared: Arc::new(shared), prompt: 0, most_prompt, has_rest: false }
     }
 
+    /// Most prompt threads while none is stuck.
+    pub fn threads(&self) -> usize {
+        self.most_prompt
+    }
+
     /// Hands a job to the threads of its lane. On an error it is not in the queue.
     pub fn push(&mut self, job: Arc<Job>) -> Result<(), Error> {
         if job.lane == Lane::Rest {
