@@ -256,6 +256,6 @@ impl Queue {
     }
 
     fn buffer(&mut self) -> AlignedChunk {
-        self.spare.pop().unwrap_or_else(|| AlignedChunk::new().expect("there is memory for a chunk"))
+        self.spare.pop().unwrap_or_else(AlignedChunk::zeroed)
     }
 }

@@ -3,6 +3,7 @@
 //! It is filled chunk by chunk by the pager, which alone can write to it. Forks get a read-only descriptor. A chunk is
 //! never taken out again; an image goes away as a whole when its last user does.
 
+use std::alloc::Layout;
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -29,12 +30,12 @@ pub type ChunkBuffer = [u8; CHUNK];
 pub struct AlignedChunk(MmapMut);
 
 impl AlignedChunk {
-    /// Zeros, as the kernel gives them: nothing is written before something is read into it.
-    ///
-    /// # Errors
-    /// ENOMEM.
-    pub fn new() -> io::Result<Self> {
-        MmapOptions::new().len(CHUNK).populate().map_anon().map(Self)
+    /// Zeros, as the kernel gives them: nothing is written before something is read into it. Without memory for it the process
+    /// ends, as by any allocation.
+    #[must_use]
+    pub fn zeroed() -> Self {
+        let mapped = MmapOptions::new().len(CHUNK).populate().map_anon();
+        Self(mapped.unwrap_or_else(|_| std::alloc::handle_alloc_error(Layout::new::<ChunkBuffer>())))
     }
 }
 

@@ -22,7 +22,7 @@ fn write(dir: &Path, set: &WorkingSet) -> Snapshot {
 /// Reads all pages, past the page cache where the file system can, and then through it.
 fn check(pages: &PackedPages) -> Vec<u32> {
     let mut unaligned = Box::new([0; CHUNK + 1]);
-    let seen = check_with(pages, &mut AlignedChunk::new().unwrap());
+    let seen = check_with(pages, &mut AlignedChunk::zeroed());
     let skipped = usize::from(unaligned.as_ptr().addr().is_multiple_of(2));
     let buffer = (&mut unaligned[skipped..skipped + CHUNK]).try_into().unwrap();
     assert_eq!(check_with(pages, buffer), seen);
