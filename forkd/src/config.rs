@@ -22,6 +22,9 @@ pub const MAX_SOCKET_PATH: usize = 107;
 /// How long a template without forks stays in memory if nothing else is said, in seconds.
 const IDLE_UNLOAD_S: u64 = 15 * 60;
 
+/// How long a fork's devices have had nothing to do when it gives memory back if nothing else is said, in seconds.
+const TRIM_AFTER_S: u32 = 2;
+
 /// Shortest and longest prefix of the range of guests' addresses.
 const MIN_RANGE: u8 = 8;
 const MAX_RANGE: u8 = 29;
@@ -111,6 +114,9 @@ pub struct Args {
     /// Unload templates that had no fork for so long; 0: never
     #[arg(long, value_name = "SECONDS", default_value_t = IDLE_UNLOAD_S)]
     pub idle_unload: u64,
+    /// Forks that had nothing to do for so long give back the pages that are equal to their template's again; 0: never
+    #[arg(long, value_name = "SECONDS", default_value_t = TRIM_AFTER_S, value_parser = clap::value_parser!(u32).range(..=86_400))]
+    pub trim_after: u32,
     /// Addresses of guests
     #[arg(long, value_name = "CIDR", default_value_t = default_range())]
     pub network_range: Ipv4Net,
@@ -163,6 +169,8 @@ pub struct Config {
     pub admission: admission::Settings,
     /// How long a template without forks stays in memory; `None` for ever.
     pub idle_unload: Option<Duration>,
+    /// When forks that had nothing to do give back memory; `None`: never.
+    pub trim_after: Option<Duration>,
     /// The network of forks.
     pub network: Settings,
     /// Their taps, if they use any.
@@ -203,6 +211,7 @@ impl Config {
                 queue: args.queue.min(1 << 32),
             },
             idle_unload: (args.idle_unload > 0).then(|| Duration::from_secs(args.idle_unload)),
+            trim_after: (args.trim_after > 0).then(|| Duration::from_secs(args.trim_after.into())),
             taps: (args.network == network::Backend::Tap).then_some(TapSettings { taps: args.taps }),
             network: network_settings(args.network_range, args.resolvers)?,
         })

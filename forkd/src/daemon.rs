@@ -106,7 +106,7 @@ async fn serve(engine: &Arc<Engine>, listener: &Listener) -> anyhow::Result<()> 
     if engine.registry.templates().iter().any(|template| template.record.spec.has_nic()) {
         // Before the first fork asks for it; what fails now fails again then, and is told to who asks.
         let engine = engine.clone();
-        tokio::spawn(async move { engine.network.start(&engine.spawner).await });
+        tokio::spawn(async move { engine.network.start_for_forks(&engine.spawner).await });
     }
     if let Some(idle) = engine.config.idle_unload {
         tokio::spawn(template::unload_idle(engine.clone(), idle));

@@ -109,7 +109,14 @@ struct Handles {
 }
 
 impl Fork {
-    fn new(identity: Identity, socket: Arc<Socket>, request: &Request, parked: bool) -> Self {
+    /// `agent` is a connection that a parked fork has already.
+    fn new(
+        identity: Identity,
+        socket: Arc<Socket>,
+        request: &Request,
+        parked: bool,
+        agent: Option<Arc<Connection>>,
+    ) -> Self {
         Self {
             id: identity.id.clone(),
             name: request.choice.name.clone(),
@@ -124,7 +131,7 @@ impl Fork {
             status: watch::Sender::new(Status::Creating),
             buried: watch::Sender::new(false),
             console: Mutex::new(Console::default()),
-            agent: tokio::sync::Mutex::new(None),
+            agent: tokio::sync::Mutex::new(agent),
             attached: Mutex::new(None),
             save: Mutex::new(None),
             saving: tokio::sync::Mutex::new(()),

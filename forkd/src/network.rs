@@ -178,9 +178,9 @@ impl Nic {
     }
 
     /// Says who is on it, once its guest has acknowledged.
-    pub fn bind(&self, bound: Bound) {
+    pub fn bind(&self, bound: impl FnOnce() -> Bound) {
         if let Self::User(link) = self {
-            link.bind(bound);
+            link.bind(bound());
         }
     }
 
@@ -254,6 +254,12 @@ impl Network {
     /// Addresses of guests.
     pub fn addresses(&self) -> &Arc<Addresses> {
         &self.addresses
+    }
+
+    /// Starts what forks need, unless it runs.
+    pub async fn start_for_forks(&self, spawner: &Spawner) -> Result<(), Error> {
+        // Taps are there from the beginning.
+        if self.taps.is_some() { Ok(()) } else { self.start(spawner).await }
     }
 
     /// Starts the net process unless it runs. With taps, only templates that are built need it.

@@ -8,6 +8,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use forkling_vmm::protocol::{Failure, FailureKind, FirstPages, FromZygote, ToZygote, View};
@@ -50,6 +51,8 @@ pub struct Load<'a> {
     pub root: Option<BorrowedFd<'a>>,
     /// Whether forks have a NIC.
     pub nic: bool,
+    /// When forks that had nothing to do give back memory.
+    pub trim_after: Option<Duration>,
 }
 
 /// The answer to a spawn: the fork's process id.
@@ -103,7 +106,8 @@ impl Zygote {
     async fn load(&self, load: Load<'_>) -> Result<(), Error> {
         let mut fds = vec![load.snapshot, load.image];
         fds.extend(load.root);
-        self.socket.send(&ToZygote::Load { root: load.root.is_some() }, &fds).await?;
+        let trim_after_ms = load.trim_after.map(|quiet| quiet.as_millis().try_into().unwrap_or(u32::MAX));
+        self.socket.send(&ToZygote::Load { root: load.root.is_some(), trim_after_ms }, &fds).await?;
         match self.socket.receive::<FromZygote>().await? {
             Some((FromZygote::Loaded, _)) => Ok(()),
             Some((FromZygote::LoadFailed(failure), _)) => Err(Error::Refused(failure)),

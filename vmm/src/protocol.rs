@@ -21,6 +21,9 @@ pub enum ToZygote {
     Load {
         /// Whether a root image descriptor follows.
         root: bool,
+        /// How long a fork's devices have had nothing to do when it gives back the pages that are equal to the image again, in
+        /// milliseconds; none: never.
+        trim_after_ms: Option<u32>,
     },
     /// What forks touch first, so that later ones get copies of it, or have it mapped, in one go instead of by a fault for
     /// each page. Each replaces the one before; one with [`FirstPages::read`] is sent when the image is complete. No answer.
@@ -92,7 +95,7 @@ pub enum ToFork {
         mailbox: Vec<u8>,
     },
     /// Join a host stream (descriptor: a connected stream socket) with the guest's vsock port.
-    /// On refusal by the guest the stream is closed.
+    /// On refusal by the guest the stream is closed. Sent to a parked fork, it is open when the guest runs.
     Connect {
         /// Guest port.
         port: u32,

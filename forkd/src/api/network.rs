@@ -91,8 +91,7 @@ pub async fn set(
     Body(change): Body<SetForkNetwork>,
 ) -> Result<Json<ForkNetworkInfo>, Error> {
     let attached = attached(&shared, &id)?;
-    supported(&shared.engine, &policy(&change.egress)?)?;
-    attached.set_egress(change.egress).await?;
+    attached.set_egress(&shared.engine, change.egress).await?;
     Ok(Json(attached.inspect(u64::MAX).await?))
 }
 

@@ -116,7 +116,6 @@ async fn begin(engine: &Arc<Engine>, request: &Request) -> Result<(Unclaimed, Ou
 struct Entered {
     unclaimed: Unclaimed,
     activate: ToFork,
-    identity: Identity,
 }
 
 impl Entered {
@@ -129,7 +128,11 @@ impl Entered {
     ) -> Result<(), Error> {
         let Some((nic, address)) = nic.zip(address) else { return Ok(()) };
         let name = request.choice.name.as_deref();
-        let admitted = nic.admit(|| request.network.bound(&self.identity, name, address)).await;
+        let bound = || {
+            let identity = self.unclaimed.0.identity.lock().expect("no panic under this lock");
+            request.network.bound(&identity, name, address)
+        };
+        let admitted = nic.admit(bound).await;
         admitted.map_err(|error| unavailable(&error))
     }
 
@@ -147,16 +150,17 @@ fn enter(
     request: &Request,
     socket: &Arc<Socket>,
     address: Option<&Address>,
-    parked: bool,
+    parked: Option<&Parked>,
 ) -> Result<Entered, Error> {
     let identity = Identity::new(&request.choice, engine.generation()?).on(address.map(Address::network));
     let mailbox =
         identity.mailbox().map_err(|error| Error::new(Code::EnvironmentTooLarge, error.to_string()))?;
-    let fork = Arc::new(Fork::new(identity.clone(), socket.clone(), request, parked));
+    let agent = parked.and_then(Parked::agent);
+    let fork = Arc::new(Fork::new(identity, socket.clone(), request, parked.is_some(), agent));
     engine.registry.insert_fork(&fork, engine.max_forks)?;
     // From here on the registry knows it, so every way out goes through the supervisor or kills it.
     let activate = ToFork::Activate { mailbox, advance_monotonic: false, plugged: true };
-    Ok(Entered { unclaimed: Unclaimed(fork), activate, identity })
+    Ok(Entered { unclaimed: Unclaimed(fork), activate })
 }
 
 /// Any address for a fork with a NIC.
@@ -174,10 +178,12 @@ async fn activate(
     mut parked: Parked,
 ) -> Result<Option<(Unclaimed, Outcome)>, Error> {
     let entered = if parked.address().is_some() {
-        enter(engine, request, &parked.socket, parked.address(), true).map(|entered| (entered, None))
+        enter(engine, request, &parked.socket, parked.address(), Some(&parked)).map(|entered| (entered, None))
     } else {
         let given = address(engine, request);
-        given.and_then(|given| Ok((enter(engine, request, &parked.socket, given.as_ref(), true)?, given)))
+        given.and_then(|given| {
+            Ok((enter(engine, request, &parked.socket, given.as_ref(), Some(&parked))?, given))
+        })
     };
     let (entered, given) = match entered {
         Ok(entered) => entered,
@@ -224,7 +230,7 @@ async fn make(
         Err(error) => return Err(unavailable(&error)),
     };
     let address = if given.is_some() { given } else { address(engine, request)? };
-    let entered = enter(engine, request, &socket, address.as_ref(), false)?;
+    let entered = enter(engine, request, &socket, address.as_ref(), None)?;
     let fork = entered.unclaimed.0.clone();
     entered.admit(request, nic.as_ref(), address.as_ref()).await?;
     entered.attach(request, (nic, address));

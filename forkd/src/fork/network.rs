@@ -70,7 +70,7 @@ impl Attached {
 
     /// Lets its frames pass. Once, when it has acknowledged.
     pub fn bind(&self, identity: &Identity, name: Option<&str>) {
-        self.nic.bind(self.choice.bound(identity, name, &self.address));
+        self.nic.bind(|| self.choice.bound(identity, name, &self.address));
     }
 
     /// Forgets its connections, as its guest did.
@@ -101,8 +101,9 @@ impl Attached {
     }
 
     /// Changes what it may reach.
-    pub async fn set_egress(&self, egress: Vec<String>) -> Result<(), Error> {
+    pub async fn set_egress(&self, engine: &Engine, egress: Vec<String>) -> Result<(), Error> {
         let policy = policy(&egress)?;
+        supported(engine, &policy)?;
         self.nic.set_policy(policy).await.map_err(|error| unavailable(&error))?;
         *self.changed.lock().expect("no panic under this lock") = Some(egress);
         Ok(())

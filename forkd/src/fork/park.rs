@@ -70,6 +70,8 @@ pub struct Parked {
     nic: Option<Nic>,
     /// The address that the NIC has, or is to have.
     address: Option<Address>,
+    /// To its agent, for the first calls.
+    agent: Option<Arc<Connection>>,
 }
 
 /// Pages that the guest touched in a rehearsal.
@@ -100,6 +102,11 @@ impl Parked {
     /// Its NIC's wire and address, if it has them.
     pub fn take_network(&mut self) -> (Option<Nic>, Option<Address>) {
         (self.nic.take(), self.address.take())
+    }
+
+    /// The connection to its agent, if there is one already.
+    pub fn agent(&self) -> Option<Arc<Connection>> {
+        self.agent.clone()
     }
 
     /// Its socket and process, whose end is the caller's business from now on.
@@ -136,6 +143,10 @@ pub async fn park(
             if settings.keep_writes && parked.nic.is_some() {
                 parked.prepare(engine).await?;
             }
+            // Where nothing is left to be done at the first connection.
+            if settings.keep_writes && settings.rehearsal == Rehearsal::Command {
+                parked.agent = Some(parked.connect().await?);
+            }
         }
         parked.admit(usual).await?;
         Ok(parked)
@@ -168,7 +179,7 @@ async fn make(engine: &Engine, zygote: &Zygote, view: View, pre_fault: bool) -> 
     let spawned = zygote.spawn(theirs, frames, view, pre_fault).await?;
     let pid = spawned.await.map_err(|_| Error::NoZygote)?.map_err(Error::Failed)?;
     let process = Doomed::new(Process::adopt(pid)?);
-    let parked = Parked { socket: Arc::new(socket), process, nic, address };
+    let parked = Parked { socket: Arc::new(socket), process, nic, address, agent: None };
     parked.until_parked().await?;
     Ok(parked)
 }

@@ -43,7 +43,8 @@ impl Template {
     async fn start(self: &Arc<Self>, engine: &Arc<Engine>) -> Result<Arc<Loaded>, Error> {
         let nic = self.record.spec.has_nic();
         // Beside all the rest: each waits for a process of its own.
-        let network = async { if nic { engine.network.start(&engine.spawner).await } else { Ok(()) } };
+        let network =
+            async { if nic { engine.network.start_for_forks(&engine.spawner).await } else { Ok(()) } };
         let (network, loaded) = tokio::join!(network, self.start_zygote(engine, nic));
         network.map_err(|error| unavailable(&error))?;
         loaded
@@ -59,6 +60,7 @@ impl Template {
             image: opened.reader.as_fd(),
             root: opened.root.as_ref().map(AsFd::as_fd),
             nic,
+            trim_after: engine.config.trim_after,
         };
         let zygote = Zygote::start(&engine.spawner, load).await.map_err(|error| self.zygote_error(&error))?;
         if engine.config.copy_ahead && !opened.written_first.is_empty() {

@@ -58,12 +58,16 @@ fn be_init() -> anyhow::Result<Infallible> {
             .context("cannot listen on vsock; does the VMM offer virtio-vsock, and is its module loaded?")
     };
     let listeners = Listeners { rpc: listen(rpc::PORT)?, forward: listen(forward::PORT)? };
+    // Before any other program runs, which could take it.
+    let line = sys::socket::connect_vsock(rpc::PORT).context("the host does not accept the agent's line")?;
     let mut waiters = Waiters::listen().context("cannot listen on the forkpoint socket")?;
     ready::Workload { config: &config, environment: &template, reaper: &mut reaper, waiters: &mut waiters }
         .bring_up()?;
     let forkpoint =
         Forkpoint::new(waiters, config.on_fork, template.clone()).context("cannot allocate the mailbox")?;
     let mut server = Server::new(listeners, reaper, template, Some(forkpoint))?;
+    server.add_connection(line);
+    boot::compact();
     console::say("ready to be forked");
     server.pass_forkpoint()?;
     Ok(server.run()?)

@@ -1,6 +1,9 @@
 //! What an idle fork costs the host.
 
-use forkling_tests::proc;
+use std::time::Duration;
+
+use forkling_daemon::api::types::ForkMemory;
+use forkling_tests::{daemon::Daemon, eventually, proc};
 
 use crate::guest;
 
@@ -28,4 +31,32 @@ fn an_idle_fork_costs_at_most_eight_mib() {
     let each = before.saturating_sub(available()) / u64::from(FORKS);
     println!("memory: {:.2} MiB for an idle fork", each as f64 / f64::from(1 << 20));
     assert!(each <= LIMIT, "{each} bytes for an idle fork");
+}
+
+#[test]
+fn a_fork_at_rest_gives_back_what_is_equal_to_its_template_again() {
+    const PATIENCE: Duration = Duration::from_secs(30);
+    /// A third of what a fork writes until it has run its first command.
+    const MUCH: u64 = 300 << 10;
+    let daemon = guest::settings().arg("--trim-after").arg("1").start();
+    guest::ensure(&daemon, guest::ONE);
+    let fork = daemon.fork(guest::ONE);
+    daemon.wait_complete(guest::ONE);
+    daemon.kill(&fork.id).unwrap();
+    let fork = daemon.fork(guest::ONE);
+    let private = |daemon: &Daemon| {
+        let memory: ForkMemory = daemon.call("GET", &format!("/v1/forks/{}/memory", fork.id), None).unwrap();
+        memory.private_bytes
+    };
+    let sum = "sha256sum /dev/shm/blob | cut -c1-64";
+    let digest = daemon.sh(&fork.id, &format!("head -c 1000000 /dev/urandom > /dev/shm/blob; {sum}"));
+    // It is trimmed again each time that it comes to rest.
+    for _ in 0..3 {
+        let before = private(&daemon);
+        eventually(PATIENCE, "the fork gives memory back", || {
+            let now = private(&daemon);
+            if now + MUCH < before { Ok(()) } else { Err(format!("{before} bytes, now {now}")) }
+        });
+        assert_eq!(daemon.sh(&fork.id, sum), digest);
+    }
 }

@@ -130,6 +130,16 @@ except OSError as error: print(type(error).__name__)";
     assert!(denied(&info, "tcp") >= 5 && denied(&info, "udp") >= 1, "{info:?}");
 }
 
+/// Has a fork load `bytes` from the server at `url`, and send them back; they arrive as they were.
+pub fn bulk_both_ways(client: &Client, fork: &str, web: &Web, url: &str, bytes: usize) {
+    let download = format!("curl -sS -m 600 {url}/size/{bytes} | sha256sum | cut -c1-64");
+    assert_eq!(client.sh(fork, &download), web.digest(bytes));
+    let upload = format!(
+        "curl -sS -m 600 {url}/size/{bytes} -o /tmp/blob && curl -sS -m 600 -T /tmp/blob {url}/upload && rm /tmp/blob"
+    );
+    assert_eq!(client.sh(fork, &upload), web.digest(bytes));
+}
+
 #[test]
 fn bulk_passes_whole_both_ways_and_on_many_connections() {
     const BYTES: usize = 32 << 20;
@@ -137,12 +147,7 @@ fn bulk_passes_whole_both_ways_and_on_many_connections() {
     let web = Web::start();
     let fork = fork_with(&daemon, &json!({"egress": [format!("host:{}", web.port())]}));
     let url = format!("http://{HOST}:{}", web.port());
-    let download = format!("curl -sS -m 600 {url}/size/{BYTES} | sha256sum | cut -c1-64");
-    assert_eq!(daemon.sh(&fork.id, &download), web.digest(BYTES));
-    let upload = format!(
-        "curl -sS -m 600 {url}/size/{BYTES} -o /tmp/blob && curl -sS -m 600 -T /tmp/blob {url}/upload && rm /tmp/blob"
-    );
-    assert_eq!(daemon.sh(&fork.id, &upload), web.digest(BYTES));
+    bulk_both_ways(&daemon, &fork.id, &web, &url, BYTES);
     let parallel = format!(
         "curl -sS -m 600 --parallel --parallel-immediate --parallel-max 200 '{url}/size/20000?[1-200]' -o '/tmp/p#1' &&
          cat /tmp/p* | wc -c && sha256sum /tmp/p* | cut -c1-64 | sort -u"

@@ -11,7 +11,10 @@ use forkling_tests::{api::Client, daemon::Daemon, eventually};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::{guest, network::servers::Web};
+use crate::{
+    guest,
+    network::{bulk_both_ways, servers::Web},
+};
 
 /// This host's loopback, as guests know it; there are no names with taps.
 const HOST: &str = "169.254.1.2";
@@ -191,12 +194,7 @@ fn bulk_passes_whole_both_ways_over_a_tap() {
     let web = Web::start();
     let fork = fork_with(&daemon, &json!({"egress": [format!("host:{}", web.port())]}));
     let url = format!("http://{HOST}:{}", web.port());
-    let download = format!("curl -sS -m 600 {url}/size/{BYTES} | sha256sum | cut -c1-64");
-    assert_eq!(daemon.sh(&fork.id, &download), web.digest(BYTES));
-    let upload = format!(
-        "curl -sS -m 600 {url}/size/{BYTES} -o /tmp/blob && curl -sS -m 600 -T /tmp/blob {url}/upload && rm /tmp/blob"
-    );
-    assert_eq!(daemon.sh(&fork.id, &upload), web.digest(BYTES));
+    bulk_both_ways(&daemon, &fork.id, &web, &url, BYTES);
     let info = network(&daemon, &fork);
     assert!(info.counters.bytes_to_guest > 2 * BYTES as u64, "{info:?}");
     assert!(info.counters.bytes_from_guest > BYTES as u64, "{info:?}");

@@ -33,6 +33,8 @@ const BUILT_IN: &[&str] = &[
     // each function they call is a page fault in a fresh fork. Landlock stays, for the guest's own programs.
     "lsm=landlock,yama",
     "psi=0",
+    // Kernel memory is not charged to the guest's cgroups: each object's account is one more private page. Processes' own is.
+    "cgroup.memory=nokmem,nosocket",
     // An idle fork must stay idle: no sampling allocator and its timer.
     "kfence.sample_interval=0",
     // The seed handed over at boot counts; without it a host with no RDRAND makes early readers wait.

@@ -349,7 +349,7 @@ impl Devices {
     }
 
     /// Joins `stream`, a connected stream socket, with the guest's vsock `port`. If the guest refuses, the stream is
-    /// closed; so it is on an error. Called by the event loop's thread.
+    /// closed; so it is on an error. Called by the event loop's thread, or before the guest runs.
     pub fn connect(&self, port: u32, stream: OwnedFd, opening: Opening) -> Result<(), vsock::ConnectError> {
         let connected = self.vsock.run(|vsock, queues| vsock.connect(queues, port, stream, opening));
         let slot = connected.ok_or(vsock::ConnectError::NotReady)??;

@@ -39,6 +39,12 @@ pub trait Source: Send {
     fn ready(&mut self, devices: &Devices);
     /// Called after each round of device work, for instance to pass on console output.
     fn after_round(&mut self, devices: &Devices);
+    /// How long nothing must happen for [`Source::at_rest`] to be called; `None`: it is not.
+    fn patience(&self) -> Option<Duration> {
+        None
+    }
+    /// Nothing has happened for a while.
+    fn at_rest(&mut self) {}
 }
 
 /// An event loop without its devices, which need its epoll to be made.
@@ -119,10 +125,14 @@ impl EventLoop {
     }
 
     fn round(&mut self, events: &mut Events) {
-        let patience = self.owing.map(|since| MOMENT.saturating_sub(since.elapsed()));
-        match self.poll.poll(events, patience) {
+        let owing = self.owing.map(|since| MOMENT.saturating_sub(since.elapsed()));
+        match self.poll.poll(events, owing.or_else(|| self.source.patience())) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return,
             result => result.expect("epoll_wait fails only on programmer errors"),
+        }
+        if events.is_empty() && owing.is_none() {
+            self.source.at_rest();
+            return;
         }
         for event in events.iter() {
             match event.token() {

@@ -59,8 +59,8 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// Guest memory could not be made equal to the image again.
-    #[error("cannot rewind guest memory")]
+    /// Guest memory could not be compared with the image, or made equal to it again.
+    #[error("cannot rewind or trim guest memory")]
     Rewind(#[source] io::Error),
     /// Guest memory could not be accessed where it must exist.
     #[error("guest memory is not accessible")]

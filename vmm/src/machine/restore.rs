@@ -1,6 +1,6 @@
 //! Restoring a machine from a snapshot: what is done once per template, and what once per fork.
 
-use std::{fs::File, os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{fs::File, ops::Range, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use kvm_ioctls::{Cap, Kvm};
 
@@ -140,6 +140,12 @@ impl Machine<Paused> {
 }
 
 impl Machine<Paused> {
+    /// Gives back those of the guest's `pages` that are equal to the complete `image` again ([`GuestMemory::trim`]); the guest cannot
+    /// tell. Its event loop stands still. Returns how many bytes that was.
+    pub fn trim(&self, pages: &[Range<u64>], image: &File) -> Result<u64, Error> {
+        self.core.memory.trim(pages, image).map_err(Error::Rewind)
+    }
+
     /// Takes a machine that has run back to the prepared state, in place: the guest cannot tell it from a new one. Its
     /// event loop stands still. Clocks stand until [`PreparedMachine::restart_clocks`]; devices wait for their kick.
     ///

@@ -98,6 +98,42 @@ impl GuestMemory {
         Ok(())
     }
 
+    /// Throws away those copies among `pages` (byte ranges, of [`GuestMemory::private`]) that are equal to what the complete `image` has
+    /// there: locks that are free again, page tables that were cleared. Nobody writes to the memory meanwhile. Returns how many
+    /// bytes were given back.
+    ///
+    /// # Errors
+    /// When the memory or the image cannot be read.
+    pub fn trim(&self, pages: &[Range<u64>], image: &File) -> io::Result<u64> {
+        let page = layout::PAGE as usize;
+        let (mut ours, mut theirs) = (vec![0; page], vec![0; page]);
+        let mut freed = 0;
+        for range in pages {
+            // One call for neighbours: each ends in the other vCPUs' and the guest's page tables.
+            let mut equal = range.start..range.start;
+            for start in range.clone().step_by(page) {
+                self.read_image(start, &mut ours).map_err(io::Error::other)?;
+                image.read_exact_at(&mut theirs, start)?;
+                if ours != theirs {
+                    freed += self.discard(&equal)?;
+                    equal = start + layout::PAGE..start + layout::PAGE;
+                } else {
+                    equal.end = start + layout::PAGE;
+                }
+            }
+            freed += self.discard(&equal)?;
+        }
+        Ok(freed)
+    }
+
+    fn discard(&self, range: &Range<u64>) -> io::Result<u64> {
+        let len = range.end - range.start;
+        if len > 0 {
+            self.mapping.discard(range.start, len)?;
+        }
+        Ok(len)
+    }
+
     /// Makes private copies of these pages (first page of the image and how many) before anybody writes to them. Pages
     /// outside of the memory are ignored, and so is the host's refusal: the guest's own faults come to the same.
     pub fn copy_ahead(&self, runs: &[(u64, u64)]) {
@@ -181,3 +217,6 @@ impl GuestMemory {
         self.mapping.len() as u64
     }
 }
+
+#[cfg(test)]
+mod tests;

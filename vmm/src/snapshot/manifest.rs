@@ -7,7 +7,7 @@ use crate::memory::layout::{MAX_MEMORY_MIB, MAX_VCPUS, MIB, MIN_MEMORY_MIB, PAGE
 use crate::protocol::{CpuTemplate, Payload};
 
 /// Number of the format this build writes and reads. A snapshot is a build product: any other number is refused.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 /// Longest manifest in bytes.
 pub(super) const MAX_MANIFEST: u64 = 64 * 1024;

@@ -1,8 +1,10 @@
 //! A running fork's side of its control socket.
 
 use std::{
+    ops::Range,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{Arc, mpsc::Sender},
+    time::Duration,
 };
 
 use super::touched;
@@ -15,6 +17,7 @@ use crate::{
     machine::{ConsoleReader, Interrupter, Observer, Source},
     memory::guest::GuestMemory,
     protocol::{FromFork, Opening, Passage, Stamps, ToFork},
+    sys::pagemap::total,
 };
 
 /// What the lead vCPU's thread is to do with the machine.
@@ -31,7 +34,18 @@ pub enum Request {
         /// See [`ToFork::Rewind`].
         keep_writes: bool,
     },
+    /// Trim it now.
+    Trim {
+        /// Pages that may be equal to the image, as byte ranges.
+        pages: Vec<Range<u64>>,
+    },
 }
+
+/// Most bytes of private pages that are compared with the image, while the guest stands still: some milliseconds.
+const MOST_COMPARED: u64 = 8 << 20;
+
+/// Largest guest that is trimmed, in bytes. Before Linux 6.7 finding its private pages takes 20 ns for each page it has.
+const LARGEST_TRIMMED: u64 = 4 << 30;
 
 /// Serves the control socket in the event loop while the guest runs.
 pub struct Control {
@@ -44,6 +58,10 @@ pub struct Control {
     rewinding: bool,
     /// Done before the first connection, since a command follows it.
     before_connection: Option<Box<dyn FnOnce() + Send>>,
+    /// When the fork is to be trimmed, if ever.
+    trim_after: Option<Duration>,
+    /// Whether something has happened since it was trimmed.
+    restless: bool,
 }
 
 impl Control {
@@ -55,7 +73,22 @@ impl Control {
         memory: GuestMemory,
     ) -> Self {
         let console = ConsoleReader::default();
-        Self { channel, requests, interrupter, memory, console, rewinding: false, before_connection: None }
+        Self {
+            channel,
+            requests,
+            interrupter,
+            memory,
+            console,
+            rewinding: false,
+            before_connection: None,
+            trim_after: None,
+            restless: false,
+        }
+    }
+
+    /// Has the lead vCPU's thread trim the fork when nothing has happened for so long.
+    pub fn trim_after(&mut self, quiet: Option<Duration>) {
+        self.trim_after = quiet.filter(|_| self.memory.bytes() <= LARGEST_TRIMMED);
     }
 
     /// Does `work` before it makes the first connection.
@@ -139,7 +172,25 @@ impl Source for Control {
         }
     }
 
+    fn patience(&self) -> Option<Duration> {
+        self.trim_after.filter(|_| self.restless && !self.rewinding)
+    }
+
+    fn at_rest(&mut self) {
+        self.restless = false;
+        // Before the guest is stopped: pages it copies meanwhile are no loss.
+        match self.memory.private() {
+            Ok(pages) if (1..=MOST_COMPARED).contains(&total(&pages)) => {
+                self.request(Request::Trim { pages });
+                self.interrupter.interrupt();
+            }
+            Ok(_) => {}
+            Err(error) => tracing::debug!(%error, "not trimmed"),
+        }
+    }
+
     fn after_round(&mut self, devices: &Devices) {
+        self.restless = true;
         for (group, passage) in devices.with_vsock(Vsock::take_news) {
             self.report(group, passage);
         }

@@ -1,6 +1,7 @@
 //! The process of one fork, from its first instruction to its end.
 
 use std::{
+    collections::VecDeque,
     convert::Infallible,
     os::fd::{AsFd, OwnedFd},
     sync::{
@@ -22,7 +23,7 @@ use crate::{
         Steps,
     },
     memory::guest::GuestMemory,
-    protocol::{FromFork, Stamps, StopReason, ToFork, View},
+    protocol::{FromFork, Opening, Stamps, StopReason, ToFork, View},
     sys::{process, uffd::Uffd},
     vm::ClockState,
 };
@@ -119,6 +120,8 @@ fn live(
         let (memory, command) = (zygote.memory.clone(), zygote.first_pages.command.clone());
         source.before_connection(move || memory.copy_ahead(&command));
     }
+    let trim_after = if view == View::Complete { zygote.trim_after } else { None };
+    source.trim_after(trim_after);
     let mut event_loop = seed.serve(machine.devices().clone(), source).start()?;
     stamps.restored = clock::monotonic_ns();
     let quiet = if view == View::Lazy { QUIET_WHEN_COLD } else { QUIET };
@@ -128,7 +131,8 @@ fn live(
         fork.control.send(&FromFork::Parked(stamps), &[])?;
         let still;
         (machine, still) = fork.serve_once(machine, event_loop, stamps)?;
-        let (desk, source) = Desk::open(control, &zygote.memory);
+        let (desk, mut source) = Desk::open(control, &zygote.memory);
+        source.trim_after(trim_after);
         fork.desk = desk;
         event_loop = still.with_source(source)?.start()?;
         // What the way here took is not needed again, and the fork may wait for long.
@@ -139,6 +143,8 @@ fn live(
 /// Where the control socket's reader leaves work for the lead vCPU's thread.
 struct Desk {
     requests: Receiver<Request>,
+    /// Taken from there, and not done.
+    waiting: VecDeque<Request>,
     interrupter: Interrupter,
 }
 
@@ -148,7 +154,35 @@ impl Desk {
         let (sender, requests) = mpsc::channel();
         let interrupter = Interrupter::of_this_thread();
         let reader = Control::new(control.clone(), sender, interrupter.clone(), memory.clone());
-        (Self { requests, interrupter }, Box::new(reader))
+        (Self { requests, waiting: VecDeque::new(), interrupter }, Box::new(reader))
+    }
+
+    /// What is to be done at a forkpoint; waits for it.
+    fn at_forkpoint(&mut self) -> Result<Request, Error> {
+        loop {
+            let next = self.waiting.pop_front();
+            match next.map_or_else(|| self.requests.recv(), Ok) {
+                // The guest has been active since.
+                Ok(Request::Trim { .. }) => {}
+                Ok(request) => return Ok(request),
+                Err(_) => return Err(Error::DaemonGone),
+            }
+        }
+    }
+
+    /// What the guest was interrupted for, if that is not done yet. At a rewind saves that wait for a forkpoint are given up, and
+    /// their directories closed.
+    fn urgent(&mut self) -> Option<Request> {
+        self.waiting.extend(self.requests.try_iter());
+        let is_rewind = |request: &Request| matches!(request, Request::Rewind { .. });
+        let is_trim = |request: &Request| matches!(request, Request::Trim { .. });
+        let rewind = self.waiting.iter().position(is_rewind);
+        let at = rewind.or_else(|| self.waiting.iter().position(is_trim))?;
+        let urgent = self.waiting.remove(at);
+        if rewind.is_some() {
+            self.waiting.clear();
+        }
+        urgent
     }
 }
 
@@ -191,6 +225,11 @@ impl Fork<'_> {
                     parked = self.prepare(parked, &mailbox)?;
                     self.control.send(&FromFork::Parked(stamps), &[])?;
                 }
+                Some((ToFork::Connect { port, opening }, fds)) => {
+                    for stream in fds {
+                        connect_ahead(&parked.machine, port, opening.clone(), stream);
+                    }
+                }
                 _ => return Err(Error::DaemonGone),
             }
         };
@@ -229,7 +268,7 @@ impl Fork<'_> {
     /// Runs the guest until a rewind is wanted, and tells whether that is to keep the pages it wrote; at each further
     /// forkpoint it waits for a request, and goes on.
     fn run(
-        &self,
+        &mut self,
         mut machine: Machine<Paused>,
         mut event_loop: RunningLoop,
         mut forkpoint: Forkpoint,
@@ -239,19 +278,31 @@ impl Fork<'_> {
             let learn = self.learning.then(|| machine.memory().clone());
             let observer = Arc::new(Acknowledge::new(self.control.clone(), stamps, learn));
             let mut running = machine.resume(forkpoint.vcpu, observer)?;
-            let request = match running.wait(&self.desk.interrupter)? {
-                Halt::Forkpoint(reached) => {
-                    forkpoint = reached;
-                    self.desk.requests.recv().map_err(|_| Error::DaemonGone)?
+            let request = loop {
+                match running.wait(&self.desk.interrupter)? {
+                    Halt::Forkpoint(reached) => {
+                        forkpoint = reached;
+                        break self.desk.at_forkpoint()?;
+                    }
+                    Halt::Interrupted => {
+                        if let Some(urgent) = self.desk.urgent() {
+                            break urgent;
+                        }
+                    }
+                    Halt::Ended(reason) => return Err(Error::Ended(reason)),
                 }
-                Halt::Interrupted => self.rewind_request(),
-                Halt::Ended(reason) => return Err(Error::Ended(reason)),
             };
             let still = event_loop.stop();
             machine = running.pause()?;
             let (mailbox, directory) = match request {
                 Request::Rewind { keep_writes } => return Ok((machine, still, keep_writes)),
                 Request::Save { mailbox, directory } => (mailbox, directory),
+                Request::Trim { pages } => {
+                    let freed = machine.trim(&pages, &self.zygote.image)?;
+                    tracing::debug!(freed, "pages equal to the image are given back");
+                    event_loop = still.start()?;
+                    continue;
+                }
             };
             let answer = match save(self.zygote, &machine, &forkpoint, directory) {
                 Ok(()) => FromFork::Saved,
@@ -262,14 +313,13 @@ impl Fork<'_> {
             self.control.send(&answer, &[])?;
         }
     }
+}
 
-    /// The rewind for which the guest was interrupted. Saves that wait for a forkpoint are given up, and their
-    /// directories closed.
-    fn rewind_request(&self) -> Request {
-        let mut requests = self.desk.requests.try_iter();
-        requests
-            .find(|request| matches!(request, Request::Rewind { .. }))
-            .expect("the interrupter is used after the request is sent")
+/// Joins a stream with a guest that stands still, for which it is nothing new if it takes the line.
+fn connect_ahead(machine: &Machine<Paused>, port: u32, opening: Opening, stream: OwnedFd) {
+    if let Err(error) = machine.devices().connect(port, stream, opening) {
+        // The stream is closed, which is what its other side waits for.
+        tracing::debug!(port, %error, "vsock connection refused");
     }
 }
 

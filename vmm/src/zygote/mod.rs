@@ -10,6 +10,7 @@ mod touched;
 use std::{
     fs::File,
     os::fd::{AsFd, OwnedFd},
+    time::Duration,
 };
 
 use kvm_ioctls::{Kvm, VmFd};
@@ -37,6 +38,8 @@ pub struct Zygote {
     image: File,
     root: Option<Mapping>,
     first_pages: FirstPages,
+    /// See [`ToZygote::Load`].
+    trim_after: Option<Duration>,
     /// Starts of the parts of the image that are still to be kept in large pages.
     to_enlarge: Vec<u64>,
     snapshot: Snapshot,
@@ -88,13 +91,14 @@ pub fn serve(mut control: Channel) -> Result<(), Error> {
         .map_err(|error| Error::Process(error.into()))?;
     // A huge page under a heap of a fork takes it 2 MiB and, to be cleared, longer than all else together.
     process::allow_large_pages(false);
-    let Some((ToZygote::Load { root }, fds)) = control.receive()? else {
+    let Some((ToZygote::Load { root, trim_after_ms }, fds)) = control.receive()? else {
         return Err(Error::BadMessage("the first message"));
     };
     let mut zygote = match Zygote::load(fds, root, single) {
         Ok(zygote) => zygote,
         Err(failure) => return Ok(control.send(&FromZygote::LoadFailed(failure), &[])?),
     };
+    zygote.trim_after = trim_after_ms.map(|ms| Duration::from_millis(ms.into()));
     // Kernels that heed it for mapped files, too, would not map the image by large pages. What a fork allocates is smaller.
     process::allow_large_pages(true);
     control.send(&FromZygote::Loaded, &[])?;
@@ -154,6 +158,7 @@ impl Zygote {
             image,
             root,
             first_pages: FirstPages::default(),
+            trim_after: None,
             to_enlarge: Vec::new(),
             snapshot,
             msr_list,

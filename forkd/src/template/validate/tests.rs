@@ -18,6 +18,7 @@ fn config() -> Config {
         copy_ahead: true,
         admission: Default::default(),
         idle_unload: None,
+        trim_after: None,
         network: Settings { guests: "100.64.0.0/10".parse().unwrap(), resolvers: Vec::new() },
         taps: None,
     }

@@ -1,5 +1,6 @@
 //! From the kernel's first user instruction to a complete file system.
 
+mod memory;
 mod modules;
 mod root;
 mod settle;
@@ -12,6 +13,7 @@ use rustix::process::{Resource, Rlimit};
 
 use crate::{console, network, sys};
 
+pub use memory::compact;
 pub use settle::settle;
 
 /// Why the guest does not come up.
@@ -77,6 +79,7 @@ pub fn run() -> Result<GuestConfig, Error> {
     rustix::system::sethostname(b"forkling")
         .map_err(|errno| Error::Setting("set the host name", errno.into()))?;
     unlimit_real_time()?;
+    memory::stay_idle()?;
     console::say("the file systems are mounted");
     Ok(config)
 }

@@ -179,16 +179,21 @@ impl Server {
         if wanted == FORWARD {
             self.forward(stream);
         } else if self.connections.len() < MAX_CONNECTIONS {
-            let id = self.new_id();
-            let mut connection = Connection::new(stream);
-            connection.interest = connection.wanted();
-            // One that cannot be watched is closed; the host sees it and tries again.
-            let (data, interest) = (token(id, CONNECTION), connection.interest);
-            if epoll::add(&self.epoll, connection.fd(), data, interest).is_ok() {
-                self.connections.insert(id, connection);
-            }
+            self.add_connection(stream);
         }
         Ok(())
+    }
+
+    /// Serves RPC on a non-blocking stream.
+    pub fn add_connection(&mut self, stream: OwnedFd) {
+        let id = self.new_id();
+        let mut connection = Connection::new(stream);
+        connection.interest = connection.wanted();
+        // One that cannot be watched is closed; the host sees it and tries again.
+        let (data, interest) = (token(id, CONNECTION), connection.interest);
+        if epoll::add(&self.epoll, connection.fd(), data, interest).is_ok() {
+            self.connections.insert(id, connection);
+        }
     }
 
     fn on_connection(&mut self, id: u32, flags: EventFlags) -> Result<(), Error> {

@@ -41,13 +41,13 @@ fn survives_a_round_trip() {
     assert_eq!(Manifest::decode_format(&sample().encode()).unwrap(), FORMAT);
 }
 
-/// The text of format 2; a change needs another format number.
+/// The text of format 3; a change needs another format number.
 #[test]
 fn encoding_is_pinned() {
     let text = String::from_utf8(Manifest { root: None, ..sample() }.encode()).unwrap();
     let digest = "5a".repeat(32);
     let expected = format!(
-        r#"{{"format":2,"tool":"forkling0.1.0","created":1790000000,"host":{{"arch":"x86_64","cpu_vendor":"AuthenticAMD","kernel":"6.1.0","kvm":"svm"}},"memory_bytes":4294967296,"vcpus":2,"cpu":"x86-64-v3","payload":"linux","forkpoint":{{"mailbox_pages":[4096,4294967296],"mailbox_bytes":8192}},"state":{{"length":1000,"blake3":"{digest}"}},"root":null,"image":{{"chunk_bytes":65536,"chunks":65536,"data_chunks":100,"unique_chunks":90,"stored_bytes":1048576,"index":{{"length":2904,"blake3":"{digest}"}}}}}}"#
+        r#"{{"format":3,"tool":"forkling0.1.0","created":1790000000,"host":{{"arch":"x86_64","cpu_vendor":"AuthenticAMD","kernel":"6.1.0","kvm":"svm"}},"memory_bytes":4294967296,"vcpus":2,"cpu":"x86-64-v3","payload":"linux","forkpoint":{{"mailbox_pages":[4096,4294967296],"mailbox_bytes":8192}},"state":{{"length":1000,"blake3":"{digest}"}},"root":null,"image":{{"chunk_bytes":65536,"chunks":65536,"data_chunks":100,"unique_chunks":90,"stored_bytes":1048576,"index":{{"length":2904,"blake3":"{digest}"}}}}}}"#
     );
     assert_eq!(text.split_whitespace().collect::<String>(), expected);
 }

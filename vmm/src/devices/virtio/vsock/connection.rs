@@ -7,6 +7,7 @@ use mio::{Interest, Registry, Token, unix::SourceFd};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 
+use super::line::Rest;
 use super::packet::{Header, Key, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, op};
 use crate::protocol::{Opening, Passage};
 
@@ -129,6 +130,11 @@ impl Connection {
         let mut connection = Self { owed, ..Self::new(key, stream, Phase::Open) };
         connection.take_credit(request);
         connection
+    }
+
+    /// A line that was at rest.
+    pub fn on_line(rest: Rest, stream: OwnedFd) -> Self {
+        Self { peer_buffer: rest.buffer, ..Self::new(rest.key, stream, Phase::Open) }
     }
 
     fn new(key: Key, stream: OwnedFd, phase: Phase) -> Self {

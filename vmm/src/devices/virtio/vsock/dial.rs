@@ -77,6 +77,9 @@ impl Vsock {
 
     /// The guest asks for a connection.
     pub(super) fn dial(&mut self, key: Key, request: &Header) {
+        if self.line.accept(key, request) {
+            return;
+        }
         // A second request while the first one waits: no answer could tell them apart.
         let twice = self.dials.has(key);
         self.dials.forget(key);

@@ -19,10 +19,12 @@
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 
+use forkling_proto::rpc;
 use mio::{Registry, Token};
 
 use self::connection::{Connection, Gone, Phase, Readiness};
 use self::dial::Dials;
+use self::line::Line;
 use self::packet::{GUEST_CID, Key};
 use self::table::Table;
 use super::{Queues, Violation, VirtioDevice, copy_config};
@@ -33,6 +35,7 @@ pub mod connection;
 mod dial;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod line;
 pub mod packet;
 mod rx;
 pub mod state;
@@ -109,13 +112,14 @@ pub struct Vsock {
     ports: Option<Box<dyn HostPorts>>,
     /// Connections the guest asked for and the host has not answered.
     dials: Dials,
+    line: Line,
     /// What became of forwarded streams, and was not told yet.
     news: Vec<(u32, Passage)>,
     scratch: Vec<u8>,
 }
 
 impl Vsock {
-    /// A device after power-on.
+    /// A device after power-on. Its line is the agent's, the first to connect.
     pub fn new(backend: Backend) -> Self {
         Self {
             backend,
@@ -125,12 +129,13 @@ impl Vsock {
             resets: VecDeque::new(),
             ports: None,
             dials: Dials::default(),
+            line: Line::Offered(rpc::PORT),
             news: Vec::new(),
             scratch: Vec::new(),
         }
     }
 
-    /// Continues from a saved state, without its connections. Errors: a port the host never uses.
+    /// Continues from a saved state, without its connections but the line. Errors: what [`VsockState`] cannot be.
     pub fn restore(state: &VsockState, backend: Backend) -> Result<Self, Error> {
         let mut device = Self::new(backend);
         device.go_to(state)?;
@@ -139,9 +144,9 @@ impl Vsock {
 
     fn go_to(&mut self, state: &VsockState) -> Result<(), Error> {
         state.validate()?;
-        let VsockState { last_port, had_connections } = *state;
-        self.last_port = last_port;
-        self.gate = if had_connections { Gate::Announce } else { Gate::Open };
+        self.last_port = state.last_port;
+        self.gate = if state.had_connections { Gate::Announce } else { Gate::Open };
+        self.line = Line::restore(state.line.clone());
         Ok(())
     }
 
@@ -150,7 +155,8 @@ impl Vsock {
         &self.backend.registry
     }
 
-    /// Asks the guest's `port` for a connection with `stream`. Returns its slot, to be watched next.
+    /// Joins `stream` with the line if that is to `port` and at rest and no opening is wanted, else asks the guest's `port` for a
+    /// connection with it. Returns its slot, to be watched next.
     pub fn connect(
         &mut self,
         queues: &mut Queues<'_>,
@@ -161,8 +167,12 @@ impl Vsock {
         if !self.table.has_room() {
             return Ok(Err(ConnectError::TooMany));
         }
-        let key = self.next_key(port);
-        let slot = self.table.insert(Connection::to_guest(key, stream, opening));
+        let line = if opening == Opening::Plain { self.line.claim(port) } else { None };
+        let connection = match line {
+            Some(rest) => Connection::on_line(rest, stream),
+            None => Connection::to_guest(self.next_key(port), stream, opening),
+        };
+        let slot = self.table.insert(connection);
         self.fill_rx(queues)?;
         Ok(Ok(slot))
     }
@@ -278,6 +288,7 @@ impl VirtioDevice for Vsock {
         }
         self.resets.clear();
         self.dials.clear();
+        self.line.reset();
         self.gate = Gate::Open;
     }
 
@@ -294,10 +305,15 @@ impl VirtioDevice for Vsock {
 
     fn save(&self) -> VsockState {
         // Streams and what waits for them are the host's; scratch is between two steps never in use.
-        let Self { backend: _, table, last_port, gate, resets, dials, ports: _, news: _, scratch: _ } = self;
-        let had_connections =
-            !table.is_empty() || !resets.is_empty() || !dials.is_empty() || *gate != Gate::Open;
-        VsockState { last_port: *last_port, had_connections }
+        let Self { backend: _, table, last_port, gate, resets, dials, line, ports: _, news: _, scratch: _ } =
+            self;
+        let had_connections = !table.is_empty()
+            || !resets.is_empty()
+            || !dials.is_empty()
+            || line.is_asked()
+            || *gate != Gate::Open;
+        let line = if had_connections { None } else { line.save() };
+        VsockState { last_port: *last_port, had_connections, line }
     }
 
     fn rewind(&mut self, state: &VsockState) -> Result<(), Error> {

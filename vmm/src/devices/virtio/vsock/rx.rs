@@ -1,6 +1,6 @@
 //! Packets and events for the guest.
 
-use super::connection::{Connection, Gone, Received};
+use super::connection::{BUFFER, Connection, Gone, Received};
 use super::packet::{HEADER_SIZE, Header, op};
 use super::{EVENT, EVENT_SIZE, Gate, RX, SCRATCH, TRANSPORT_RESET, Vsock, at_least};
 use crate::devices::virtio::{Chain, Queues, Violation};
@@ -27,7 +27,7 @@ impl Vsock {
 
     /// Puts all packets there are into the guest's receive queue, as far as it has buffers.
     pub(super) fn fill_rx(&mut self, queues: &mut Queues<'_>) -> Result<(), Violation> {
-        while self.gate == Gate::Open && (!self.resets.is_empty() || self.table.has_turns()) {
+        while self.gate == Gate::Open && self.has_packets() {
             let Some(chain) = queues.pop(RX)? else { break };
             // A buffer without room for data could never carry any, and its stream would stand still.
             if chain.writable_len() <= HEADER_SIZE {
@@ -41,10 +41,17 @@ impl Vsock {
         Ok(())
     }
 
+    fn has_packets(&self) -> bool {
+        !self.resets.is_empty() || self.line.is_asked() || self.table.has_turns()
+    }
+
     /// Writes the next packet into `chain`. Returns its length, if there was one.
     fn next_packet(&mut self, ram: &GuestRam, chain: &Chain) -> Result<Option<usize>, Violation> {
         if let Some(key) = self.resets.pop_front() {
             return write_header(ram, chain, key.header(op::RST)).map(Some);
+        }
+        if let Some(response) = self.line.answer(BUFFER) {
+            return write_header(ram, chain, response).map(Some);
         }
         while let Some(slot) = self.table.next_control() {
             let header = self.table.get(slot).and_then(Connection::next_control);

@@ -15,6 +15,7 @@ mod dial;
 mod guest;
 mod hostile;
 mod lazy;
+mod line;
 mod openings;
 mod restore;
 

@@ -27,6 +27,12 @@ impl Vsock {
             return;
         }
         let key = Key::of_guest_packet(header);
+        if self.line.has(key) {
+            if !self.line.take(header) && header.op != op::RST {
+                self.resets.push_back(key);
+            }
+            return;
+        }
         let slot = self.table.find(key).filter(|_| header.kind == STREAM);
         match (slot, header.op) {
             (None, op::RST) => self.dials.forget(key),

@@ -50,6 +50,13 @@ impl Guest {
         guest
     }
 
+    /// A fork of it, as the zygote makes it.
+    pub fn fork(&self) -> Self {
+        let host = self.host.fork(&self.host.devices.save()).unwrap();
+        host.devices.kick();
+        Self { host, driver: self.driver.clone(), buffer: self.buffer, forwarded: 0 }
+    }
+
     /// A guest that has no receive buffers yet.
     pub fn starved() -> Self {
         Self::without_buffers(Host::new())

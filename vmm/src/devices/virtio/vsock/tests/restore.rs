@@ -4,13 +4,6 @@ use super::guest::Guest;
 use super::*;
 use crate::devices::virtio::vsock::EVENT;
 
-/// A fork of the guest, as the zygote makes it.
-fn fork(guest: &Guest) -> Guest {
-    let host = guest.host.fork(&guest.host.devices.save()).unwrap();
-    host.devices.kick();
-    Guest { host, driver: guest.driver.clone(), buffer: guest.buffer, forwarded: 0 }
-}
-
 /// The event the guest got, if one.
 fn event(guest: &mut Guest) -> Option<Vec<u8>> {
     guest.host.pump();
@@ -24,7 +17,7 @@ fn a_fork_without_connections_is_connected_to_at_once() {
     drop(stream);
     guest.answer(&request, op::RST, 0, b"");
     while guest.receive().is_some() {}
-    let mut fork = fork(&guest);
+    let mut fork = guest.fork();
     assert_eq!(event(&mut fork), None);
     let (_, request) = fork.accept(AGENT);
     assert_eq!(request.src_port, FIRST_HOST_PORT + 1, "ports go on");
@@ -34,7 +27,7 @@ fn a_fork_without_connections_is_connected_to_at_once() {
 fn a_fork_with_connections_is_told_that_they_are_gone_before_anything_else() {
     let (mut guest, mut stream, _) = connected();
     assert!(guest.host.devices.save().vsock.device.had_connections);
-    let mut fork = fork(&guest);
+    let mut fork = guest.fork();
     let (_client, device_end) = UnixStream::pair().unwrap();
     fork.host.devices.connect(AGENT, device_end.into(), Opening::Plain).unwrap();
     assert!(fork.receive().is_none());
@@ -58,7 +51,7 @@ fn an_event_waits_for_a_buffer() {
     let mut guest = Guest::starved();
     guest.refill();
     let (_stream, _) = guest.accept(AGENT);
-    let mut fork = fork(&guest);
+    let mut fork = guest.fork();
     let (_client, device_end) = UnixStream::pair().unwrap();
     fork.host.devices.connect(AGENT, device_end.into(), Opening::Plain).unwrap();
     assert_eq!(event(&mut fork), None);
@@ -74,7 +67,7 @@ fn an_event_waits_for_a_buffer() {
 #[test]
 fn packets_of_lost_connections_are_reset() {
     let (guest, _stream, request) = connected();
-    let mut fork = fork(&guest);
+    let mut fork = guest.fork();
     event(&mut fork).unwrap();
     fork.driver.queues[EVENT].add(&fork.host.ram, &[], &[4]);
     fork.driver.kick(&fork.host, EVENT);
@@ -88,7 +81,7 @@ fn packets_sent_before_the_freeze_are_answered_in_the_fork() {
     let stray = Header { src_port: 9, ..guest::header(op::RW) };
     guest.driver.queues[1].add(&guest.host.ram, &[&stray.to_bytes()], &[]);
     guest.driver.kick(&guest.host, 1);
-    let mut fork = fork(&guest);
+    let mut fork = guest.fork();
     assert_eq!(fork.receive().unwrap().0.op, op::RST);
     assert!(fork.host.interrupts(Slot::Vsock) > 0);
 }
