@@ -93,6 +93,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 pub fn run_net() -> anyhow::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
         .context("cannot ask to end with the daemon")?;
+    std::env::set_current_dir("/").context("cannot change the working directory to /")?;
     forkling_net::run().context("the net process cannot serve; it is started by forkd only")
 }
 

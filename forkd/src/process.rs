@@ -212,7 +212,9 @@ fn spawn(program: &std::path::Path, role: &str, control: OwnedFd) -> io::Result<
     if role == "net" {
         command.env("GLIBC_TUNABLES", "glibc.cpu.x86_rep_movsb_threshold=1073741824");
     }
-    Ok(command.current_dir("/").spawn()?.id())
+    // Its working directory is this one's until it changes it itself: asked for here, it would keep the library from vfork(2), and
+    // a plain fork copies the page tables of the daemon, which takes as long as the start of the program.
+    Ok(command.spawn()?.id())
 }
 
 #[cfg(test)]

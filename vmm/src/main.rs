@@ -13,6 +13,7 @@ fn main() -> anyhow::Result<ExitCode> {
         .with_env_filter(tracing_subscriber::EnvFilter::from_env("FORKLING_LOG"))
         .with_writer(std::io::stderr)
         .init();
+    std::env::set_current_dir("/").context("cannot change the working directory to /")?;
     let control = std::io::stdin().as_fd().try_clone_to_owned().context("cannot use standard input")?;
     let control = Channel::new(control);
     let null = std::fs::File::open("/dev/null").context("cannot open /dev/null")?;

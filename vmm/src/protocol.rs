@@ -26,7 +26,7 @@ pub enum ToZygote {
         trim_after_ms: Option<u32>,
     },
     /// What forks touch first, so that later ones get copies of it, or have it mapped, in one go instead of by a fault for
-    /// each page. No answer.
+    /// each page. Each replaces the one before; one with [`FirstPages::read`] is sent when the image is complete. No answer.
     FirstPages(FirstPages),
     /// Make a fork. Descriptors: the fork's end of its control socket, then, if the template has a NIC, that of its
     /// frame socket, non-blocking. Answered by

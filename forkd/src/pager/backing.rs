@@ -2,10 +2,12 @@
 
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use forkling_vmm::memory::image::{self, Filling, Image};
+use forkling_vmm::protocol::PageRun;
 use forkling_vmm::snapshot::packed::SEGMENT_PAGES;
 use forkling_vmm::snapshot::{self, ChunkBuffer, ChunkReader, PackedPages, Snapshot};
 
@@ -24,8 +26,8 @@ pub(super) enum Piece {
 /// The pages of the working set that can be read by themselves.
 struct Packed {
     pages: PackedPages,
-    /// Each page with its segment, by page.
-    segments: Vec<(u32, u32)>,
+    /// Each page with its segment, by page; put together for the first fault, which mostly comes when all that is urgent is done.
+    segments: OnceLock<Vec<(u32, u32)>>,
     /// One could not be read: all is left to the chunks.
     spoilt: AtomicBool,
 }
@@ -147,6 +149,11 @@ impl Backing {
         })
     }
 
+    /// What forks are known to write before their acknowledgement, all of it among the pages that are read first.
+    pub(super) fn written_first(&self) -> Vec<PageRun> {
+        self.packed.as_ref().map(|packed| runs(packed.pages.written())).unwrap_or_default()
+    }
+
     pub(super) fn is_lazy(&self) -> bool {
         self.image.filling() == Filling::Lazy
     }
@@ -256,13 +263,10 @@ impl Backing {
     }
 
     /// The pages in a piece, as runs of a first one and their number.
-    pub(super) fn runs_of(&self, piece: Piece) -> Vec<(u64, u64)> {
+    pub(super) fn runs_of(&self, piece: Piece) -> Vec<PageRun> {
         match piece {
             Piece::Chunk(chunk) => vec![(chunk * SEGMENT_PAGES as u64, SEGMENT_PAGES as u64)],
-            Piece::Segment(segment) => {
-                let runs = self.pages_of(segment).chunk_by(|&a, &b| b == a + 1);
-                runs.map(|run| (run[0].into(), run.len() as u64)).collect()
-            }
+            Piece::Segment(segment) => runs(self.pages_of(segment)),
         }
     }
 
@@ -288,17 +292,27 @@ impl Packed {
             tracing::warn!("the pages of a recorded working set are of no use: {error}");
             None
         })?;
-        let numbers =
-            |segment: usize| pages.pages_of(segment).iter().map(move |&page| (page, segment as u32));
-        let mut segments: Vec<(u32, u32)> = (0..pages.segments()).flat_map(numbers).collect();
-        segments.sort_unstable();
-        Some(Self { pages, segments, spoilt: AtomicBool::new(false) })
+        Some(Self { pages, segments: OnceLock::new(), spoilt: AtomicBool::new(false) })
     }
 
     fn segment_of(&self, page: u32) -> Option<u32> {
-        let at = self.segments.binary_search_by_key(&page, |&(page, _)| page).ok()?;
-        Some(self.segments[at].1)
+        let segments = self.segments.get_or_init(|| self.by_page());
+        let at = segments.binary_search_by_key(&page, |&(page, _)| page).ok()?;
+        Some(segments[at].1)
     }
+
+    fn by_page(&self) -> Vec<(u32, u32)> {
+        let of =
+            |segment: usize| self.pages.pages_of(segment).iter().map(move |&page| (page, segment as u32));
+        let mut pages: Vec<_> = (0..self.pages.segments()).flat_map(of).collect();
+        pages.sort_unstable();
+        pages
+    }
+}
+
+fn runs(pages: &[u32]) -> Vec<PageRun> {
+    let runs = pages.chunk_by(|&a, &b| b == a + 1);
+    runs.map(|run| (run[0].into(), run.len() as u64)).collect()
 }
 
 impl std::fmt::Debug for Backing {

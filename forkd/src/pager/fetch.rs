@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Instant;
 
 use crossbeam::channel;
-use forkling_vmm::snapshot::{CHUNK, ChunkBuffer, ChunkReader};
+use forkling_vmm::snapshot::{AlignedChunk, ChunkReader};
 
 use super::backing::Piece;
 use super::{Backing, Error};
@@ -66,7 +66,7 @@ impl Job {
 /// A piece that was read, or not.
 pub(super) struct Fetched {
     pub job: Arc<Job>,
-    pub outcome: Result<Box<ChunkBuffer>, Error>,
+    pub outcome: Result<AlignedChunk, Error>,
 }
 
 #[derive(Default)]
@@ -74,7 +74,7 @@ struct Queue {
     faults: VecDeque<Arc<Job>>,
     batch: VecDeque<Arc<Job>>,
     rest: VecDeque<Arc<Job>>,
-    spare: Vec<Box<ChunkBuffer>>,
+    spare: Vec<AlignedChunk>,
     /// Prompt threads that wait for work.
     idle: usize,
     closed: bool,
@@ -106,6 +106,11 @@ impl Fetchers {
         Self { shared: Arc::new(shared), prompt: 0, most_prompt, has_rest: false }
     }
 
+    /// Most prompt threads while none is stuck.
+    pub fn threads(&self) -> usize {
+        self.most_prompt
+    }
+
     /// Hands a job to the threads of its lane. On an error it is not in the queue.
     pub fn push(&mut self, job: Arc<Job>) -> Result<(), Error> {
         if job.lane == Lane::Rest {
@@ -135,7 +140,7 @@ impl Fetchers {
     }
 
     /// Takes a buffer back.
-    pub fn recycle(&self, buffer: Box<ChunkBuffer>) {
+    pub fn recycle(&self, buffer: AlignedChunk) {
         let mut queue = self.shared.lock();
         if queue.spare.len() < SPARE_BUFFERS {
             queue.spare.push(buffer);
@@ -189,7 +194,7 @@ impl Drop for Fetchers {
     }
 }
 
-type Next = fn(&Shared) -> Option<(Arc<Job>, Box<ChunkBuffer>)>;
+type Next = fn(&Shared) -> Option<(Arc<Job>, AlignedChunk)>;
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Queue> {
@@ -210,7 +215,7 @@ impl Shared {
     }
 
     /// The next job for a prompt thread; waits for one. `None` to end.
-    fn next_prompt(&self) -> Option<(Arc<Job>, Box<ChunkBuffer>)> {
+    fn next_prompt(&self) -> Option<(Arc<Job>, AlignedChunk)> {
         let mut queue = self.lock();
         loop {
             while let Some(job) = queue.faults.pop_front().or_else(|| queue.batch.pop_front()) {
@@ -228,7 +233,7 @@ impl Shared {
     }
 
     /// The next job for the thread of the rest.
-    fn next_rest(&self) -> Option<(Arc<Job>, Box<ChunkBuffer>)> {
+    fn next_rest(&self) -> Option<(Arc<Job>, AlignedChunk)> {
         let mut queue = self.lock();
         loop {
             while let Some(job) = queue.rest.pop_front() {
@@ -250,9 +255,7 @@ impl Queue {
         self.faults.len() + self.batch.len() >= self.idle
     }
 
-    fn buffer(&mut self) -> Box<ChunkBuffer> {
-        self.spare.pop().unwrap_or_else(|| {
-            vec![0; CHUNK].into_boxed_slice().try_into().expect("the length is that of a chunk")
-        })
+    fn buffer(&mut self) -> AlignedChunk {
+        self.spare.pop().unwrap_or_else(AlignedChunk::zeroed)
     }
 }

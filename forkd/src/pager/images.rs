@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, mpsc};
 
 use forkling_vmm::memory::image;
-use forkling_vmm::protocol::Failure;
+use forkling_vmm::protocol::{Failure, PageRun};
 use forkling_vmm::snapshot::{self, Snapshot};
 
 use super::{Backing, Event, ForkId, Pager, Residency, Stats};
@@ -55,6 +55,8 @@ pub struct Opened {
     pub reader: OwnedFd,
     /// Whether pages may still be missing.
     pub lazy: bool,
+    /// If so, pages that forks write before their acknowledgement, as far as that is known; they come first.
+    pub written_first: Vec<PageRun>,
     /// The snapshot directory.
     pub snapshot: OwnedFd,
     /// The root image, if the template has one.
@@ -129,7 +131,9 @@ impl Images {
             fd.try_clone_to_owned().map_err(|source| image::Error::Create { len, source })
         };
         let (reader, snapshot) = (copy(backing.reader())?, copy(snapshot.dir())?);
-        Ok(Opened { reader, lazy: !backing.is_complete(), snapshot, root })
+        let lazy = !backing.is_complete();
+        let written_first = if lazy { backing.written_first() } else { Vec::new() };
+        Ok(Opened { reader, lazy, written_first, snapshot, root })
     }
 
     fn back(&self, template: &str, snapshot: Snapshot) -> Result<Arc<Backing>, Error> {

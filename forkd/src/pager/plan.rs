@@ -11,9 +11,6 @@ use super::backing::Piece;
 use super::fetch::Lane;
 use super::{Backing, Done, Error};
 
-/// Chunks of batches in the threads' queue at a time: enough that none is idle, few enough that a fault does not wait.
-const BATCH_DEPTH: usize = 8;
-
 /// Chunks of the rest at a time.
 const REST_DEPTH: usize = 2;
 
@@ -59,8 +56,9 @@ struct Load {
 }
 
 /// What is to be read when nobody waits.
-#[derive(Default)]
 pub(super) struct Plan {
+    /// Most pieces of batches in the threads' queue.
+    batch_depth: usize,
     batches: VecDeque<Batch>,
     /// As batches, when there is time.
     later: VecDeque<Batch>,
@@ -71,6 +69,13 @@ pub(super) struct Plan {
 }
 
 impl Plan {
+    /// For so many threads: two pieces for each are enough that none is idle, and few enough that a fault does not wait. Each piece
+    /// takes a buffer.
+    pub fn new(threads: usize) -> Self {
+        let (batches, later, loads, batch_jobs, rest_jobs, last_fault) = Default::default();
+        Self { batch_depth: 2 * threads, batches, later, loads, batch_jobs, rest_jobs, last_fault }
+    }
+
     pub fn add_batch(&mut self, backing: Arc<Backing>, pieces: Vec<Piece>) {
         self.batches.push_back(Batch::new(backing, pieces));
     }
@@ -117,7 +122,7 @@ impl Plan {
         &mut self,
         is_under_way: impl Fn(&Arc<Backing>, Piece) -> bool,
     ) -> Option<(Arc<Backing>, Piece, Lane)> {
-        if self.batch_jobs < BATCH_DEPTH
+        if self.batch_jobs < self.batch_depth
             && let Some((backing, piece)) = next_of(&mut self.batches, &is_under_way)
         {
             self.batch_jobs += 1;

@@ -103,9 +103,10 @@ impl Server {
         patience: Duration,
     ) -> Self {
         let (results, fetched) = channel::unbounded();
-        let (forks, turns, pending, plan) = Default::default();
+        let (forks, turns, pending) = Default::default();
         let scratch = Scratch { buffer: FaultBuffer::new(TURN), faults: Vec::with_capacity(TURN) };
         let (fetchers, last_tick) = (Fetchers::new(results, waker), Instant::now());
+        let plan = Plan::new(fetchers.threads());
         Self {
             poll,
             commands,

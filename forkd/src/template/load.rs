@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use forkling_vmm::protocol::FailureKind;
+use forkling_vmm::protocol::{FailureKind, FirstPages};
 
 use super::{Live, Loaded, Template, working_set};
 use crate::{
@@ -63,6 +63,11 @@ impl Template {
             trim_after: engine.config.trim_after,
         };
         let zygote = Zygote::start(&engine.spawner, load).await.map_err(|error| self.zygote_error(&error))?;
+        if engine.config.copy_ahead && !opened.written_first.is_empty() {
+            let first = FirstPages { acknowledge: opened.written_first, ..FirstPages::default() };
+            // A zygote that is gone is noticed by who asks it for a fork.
+            let _ = zygote.set_first_pages(first).await;
+        }
         Ok(Arc::new(Loaded {
             zygote,
             complete: AtomicBool::new(!opened.lazy),

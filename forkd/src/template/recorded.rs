@@ -15,10 +15,14 @@ use crate::{
 /// What the forks of a template touch first, as an earlier load of it has kept it. `None` if it is not kept, or is of no use.
 pub(super) async fn kept(template: &Template) -> Option<FirstPages> {
     let directory = template.snapshot_dir();
-    let read = move || Snapshot::open(&directory)?.working_set();
+    let read = move || -> Result<_, snapshot::Error> {
+        let snapshot = Snapshot::open(&directory)?;
+        // Kept by an older build, they are of no use to the next load.
+        Ok(snapshot.working_set()?.zip(snapshot.working_pages()?))
+    };
     match tokio::task::spawn_blocking(read).await {
-        // Without its beginning it was kept by an older build.
-        Ok(Ok(Some(set))) if !set.acknowledge.is_empty() => Some(first_pages(&set)),
+        // The same holds without its beginning.
+        Ok(Ok(Some((set, _)))) if !set.acknowledge.is_empty() => Some(first_pages(&set)),
         Ok(Err(error)) => {
             tracing::warn!(template = template.name(), error = chain(&error), "working set learnt anew");
             None

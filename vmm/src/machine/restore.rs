@@ -1,6 +1,6 @@
 //! Restoring a machine from a snapshot: what is done once per template, and what once per fork.
 
-use std::{fs::File, ops::Range, os::fd::OwnedFd, sync::Arc};
+use std::{fs::File, ops::Range, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use kvm_ioctls::{Cap, Kvm};
 
@@ -65,15 +65,16 @@ impl PreparedMachine {
     }
 
     /// Sets the clocks back to the freeze, or to where they `stood` since. At activation, since a parked fork may have
-    /// waited for minutes.
+    /// waited for minutes. Timers do not fire before `quiet` has passed.
     pub fn restart_clocks(
         &self,
         machine: &Machine<Paused>,
         stood: Option<&ClockState>,
+        quiet: Duration,
         advance_monotonic: bool,
     ) -> Result<(), Error> {
         for (vcpu, prepared) in machine.state.vcpus.iter().zip(&self.vcpus) {
-            vcpu.restart_clock(prepared, advance_monotonic)?;
+            vcpu.restart_clock(prepared, quiet, advance_monotonic)?;
         }
         if self.kvmclock {
             machine.core.vm.set_clock(stood.unwrap_or(&self.vm.clock), advance_monotonic)?;

@@ -3,10 +3,13 @@
 //! It is filled chunk by chunk by the pager, which alone can write to it. Forks get a read-only descriptor. A chunk is
 //! never taken out again; an image goes away as a whole when its last user does.
 
+use std::alloc::Layout;
 use std::io;
+use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 
+use memmap2::{MmapMut, MmapOptions};
 use rustix::fs::SeekFrom;
 
 use super::layout::{MIB, PAGE};
@@ -21,6 +24,34 @@ const CHUNK_PAGES: u64 = CHUNK as u64 / PAGE;
 
 /// Contents of one chunk.
 pub type ChunkBuffer = [u8; CHUNK];
+
+/// Room for one chunk, aligned to pages so that a file can be read into it past the page cache.
+#[derive(Debug)]
+pub struct AlignedChunk(MmapMut);
+
+impl AlignedChunk {
+    /// Zeros, as the kernel gives them: nothing is written before something is read into it. Without memory for it the process
+    /// ends, as by any allocation.
+    #[must_use]
+    pub fn zeroed() -> Self {
+        let mapped = MmapOptions::new().len(CHUNK).populate().map_anon();
+        Self(mapped.unwrap_or_else(|_| std::alloc::handle_alloc_error(Layout::new::<ChunkBuffer>())))
+    }
+}
+
+impl Deref for AlignedChunk {
+    type Target = ChunkBuffer;
+
+    fn deref(&self) -> &ChunkBuffer {
+        self.0[..].try_into().expect("it has the length of a chunk")
+    }
+}
+
+impl DerefMut for AlignedChunk {
+    fn deref_mut(&mut self) -> &mut ChunkBuffer {
+        (&mut self.0[..]).try_into().expect("it has the length of a chunk")
+    }
+}
 
 /// Why an image cannot be made or filled.
 #[derive(Debug, thiserror::Error)]

@@ -31,7 +31,7 @@ mod fixture;
 
 use std::{fmt, io};
 
-pub use crate::memory::image::{CHUNK, ChunkBuffer};
+pub use crate::memory::image::{AlignedChunk, CHUNK, ChunkBuffer};
 pub use digest::{Digest, FileSum};
 pub use index::Index;
 pub use manifest::{FORMAT, Forkpoint, HostTags, ImageSummary, Manifest};

@@ -127,9 +127,11 @@ impl WorkingSet {
         let dir = snapshot.directory();
         let (first, later) = stages.split_first().unwrap_or((self, &[]));
         let mut known: HashSet<u64> = HashSet::new();
-        let urgent: Vec<u64> = first.in_order().filter(|&page| known.insert(page)).collect();
-        let others = later.iter().chain([self]).flat_map(Self::in_order).filter(|&page| known.insert(page));
-        let pages = snapshot.pack_pages(urgent.into_iter(), others)?;
+        let mut new =
+            |pages: &mut dyn Iterator<Item = u64>| pages.filter(|&page| known.insert(page)).collect();
+        let (written, read) = (new(&mut numbers(&first.write)), new(&mut numbers(&first.read)));
+        let others = new(&mut later.iter().chain([self]).flat_map(Self::in_order));
+        let pages = snapshot.pack_pages([written, read, others])?;
         dir.replace_durably(file::WORKING_PAGES, &pages)?;
         dir.replace_durably(file::WORKING_SET, &self.encode())
     }

@@ -3,7 +3,7 @@
 //! The orders are Firecracker's; every line says what breaks without it. The list of MSRs comes from KVM itself,
 //! never from us (KVM developers in virt-pvm issue 2), with the memory-type registers added that it leaves out.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use kvm_bindings::{
     CpuId, Msrs, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs,
@@ -30,9 +30,6 @@ const MTRRS: [u32; 28] = [
     0x200, 0x201, 0x202, 0x203, 0x204, 0x205, 0x206, 0x207, 0x208, 0x209, 0x20A, 0x20B, 0x20C, 0x20D, 0x20E,
     0x20F, 0x250, 0x258, 0x259, 0x268, 0x269, 0x26A, 0x26B, 0x26C, 0x26D, 0x26E, 0x26F, 0x2FF,
 ];
-/// How long a restored guest is left alone by its timer, in microseconds. What its kernel does in a tick costs as much
-/// as all else up to the acknowledgement, mostly in page faults; a timer may fire late, and this once it does.
-const QUIET_US: u64 = 10_000;
 /// MSRs that KVM may report and then reject, and whose loss no guest of ours can see: IA32_FEATURE_CONTROL (no VMX
 /// is offered). Every other rejection is an error.
 const MAY_BE_REJECTED: [u32; 1] = [0x3A];
@@ -121,8 +118,7 @@ impl VcpuState {
         let value = |index| self.msrs.iter().find(|msr| msr.index == index).map(|msr| msr.data);
         let (tsc, deadline) = (value(MSR_TSC)?, value(MSR_TSC_DEADLINE)?);
         let pending = lapic::take_pending(&mut self.lapic, vector);
-        let quiet = QUIET_US * u64::from(self.tsc_khz) / 1000;
-        (pending || deadline != 0).then(|| deadline.saturating_sub(tsc).max(quiet))
+        (pending || deadline != 0).then(|| deadline.saturating_sub(tsc))
     }
 }
 
@@ -196,7 +192,7 @@ impl Vcpu {
         self.set_msrs(&Msrs::from_entries(&[deadline]).expect("one entry"))
     }
 
-    /// Arms the timer, counted from now.
+    /// Arms the timer, counted from now: as it stood, but not before `quiet` has passed. A timer may fire late, never early.
     ///
     /// The time-stamp counter is not set again: it has run on since the restore, the same on all vCPUs, and the guest's
     /// clock does not follow it ([`Vm::set_clock`]). Setting it would be no use either, since KVM takes a value within a
@@ -204,13 +200,19 @@ impl Vcpu {
     ///
     /// `advanced` is whether the guest's time jumps: only then must its watchdogs be told that it was stopped
     /// (KVM_KVMCLOCK_CTRL, Firecracker issue 5494). A guest that is, is busy with it for 0.1 ms.
-    pub fn restart_clock(&self, prepared: &PreparedVcpu, advanced: bool) -> Result<(), Error> {
+    pub fn restart_clock(
+        &self,
+        prepared: &PreparedVcpu,
+        quiet: Duration,
+        advanced: bool,
+    ) -> Result<(), Error> {
         if let Some(ticks) = prepared.timer {
+            let quiet = quiet.as_micros() as u64 * u64::from(prepared.state.tsc_khz) / 1000;
             let now = match self.tsc_offset {
                 Some(offset) => cpu::time_stamp().wrapping_add(offset),
                 None => self.tsc()?,
             };
-            self.set_deadline(now.saturating_add(ticks))?;
+            self.set_deadline(now.saturating_add(ticks.max(quiet)))?;
         }
         if !advanced {
             return Ok(());

@@ -8,6 +8,7 @@ use std::{
         Arc,
         mpsc::{self, Receiver},
     },
+    time::Duration,
 };
 
 use super::{
@@ -32,6 +33,13 @@ const COMPRESSION: i32 = 3;
 
 /// Most bytes of private pages that a rewind keeps: far more than a rehearsal writes, far less than a guest has.
 const MOST_KEPT: u64 = 32 << 20;
+
+/// How long a guest is left alone by its timer. What its kernel does in a tick costs as much as all else up to the
+/// acknowledgement, mostly in page faults; a timer may fire late, and this once it does.
+const QUIET: Duration = Duration::from_millis(10);
+
+/// The same while memory comes from the disk: a tick then waits for some thirty pages that its first answer has no need of.
+const QUIET_WHEN_COLD: Duration = Duration::from_millis(30);
 
 /// Why a fork's process ends.
 #[derive(Debug, thiserror::Error)]
@@ -96,9 +104,9 @@ fn live(
         vm: &mut || stamps.vm = clock::monotonic_ns(),
         vcpus: &mut || stamps.vcpus = clock::monotonic_ns(),
     };
-    // Before the VM exists: no second-stage entry has to be taken back for it. An image that is not complete is left
-    // alone, where each page would wait for the pager.
-    if view == View::Complete {
+    // Before the VM exists: no second-stage entry has to be taken back for it. Where they are missing, these pages are what the
+    // pager reads first, and nothing goes on without them.
+    if view != View::Exact {
         zygote.memory.copy_ahead(&zygote.first_pages.acknowledge);
     }
     let seed = EventLoopSeed::new()?;
@@ -116,7 +124,8 @@ fn live(
     source.trim_after(trim_after);
     let mut event_loop = seed.serve(machine.devices().clone(), source).start()?;
     stamps.restored = clock::monotonic_ns();
-    let mut fork = Fork { zygote, control, desk, learning: view == View::Exact };
+    let quiet = if view == View::Lazy { QUIET_WHEN_COLD } else { QUIET };
+    let mut fork = Fork { zygote, control, desk, quiet, learning: view == View::Exact };
     loop {
         machine.devices().kick();
         fork.control.send(&FromFork::Parked(stamps), &[])?;
@@ -191,6 +200,8 @@ struct Fork<'a> {
     zygote: &'a Zygote,
     control: &'a Arc<Channel>,
     desk: Desk,
+    /// For how long it is without timers when it is activated.
+    quiet: Duration,
     /// Whether the acknowledgement is to say what was touched until then.
     learning: bool,
 }
@@ -225,7 +236,7 @@ impl Fork<'_> {
         stamps.activated = clock::monotonic_ns();
         let Parked { machine, forkpoint, clock } = parked;
         forkpoint.write_mailbox(machine.memory().ram(), &mailbox)?;
-        prepared.restart_clocks(&machine, clock.as_ref(), advance_monotonic)?;
+        prepared.restart_clocks(&machine, clock.as_ref(), self.quiet, advance_monotonic)?;
         if plugged {
             machine.devices().plug();
         }
@@ -241,7 +252,7 @@ impl Fork<'_> {
         let Parked { machine, forkpoint, clock } = parked;
         let prepared = &self.zygote.machine;
         forkpoint.write_mailbox(machine.memory().ram(), mailbox)?;
-        prepared.restart_clocks(&machine, clock.as_ref(), false)?;
+        prepared.restart_clocks(&machine, clock.as_ref(), self.quiet, false)?;
         let observer = Arc::new(Acknowledge::new(self.control.clone(), Stamps::default(), None));
         let mut running = machine.resume(forkpoint.vcpu, observer)?;
         let forkpoint = match running.wait(&self.desk.interrupter)? {

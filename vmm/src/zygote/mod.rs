@@ -184,7 +184,8 @@ impl Zygote {
         control.receive()
     }
 
-    /// Prepares for forks that touch these pages first; the image is complete.
+    /// Prepares for forks that touch these pages first. Those they read are named when the image is complete, and not before: a
+    /// large page has no holes.
     fn take_first_pages(&mut self, set: FirstPages) {
         self.to_enlarge = self.memory.worth_enlarging(&set.read, &[&set.acknowledge, &set.command]);
         tracing::debug!(parts = self.to_enlarge.len(), "what forks only read goes into large pages");

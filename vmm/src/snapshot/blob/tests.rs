@@ -94,9 +94,10 @@ fn refuses_wrong_lengths_and_digits() {
     refuses("regs", "00", "structures of 144 bytes");
     refuses("regs", &"00".repeat(145), "structures of 144 bytes");
     refuses("msrs", &"00".repeat(17), "structures of 16 bytes");
-    refuses("raw", "0", "not hex");
-    refuses("raw", "0g", "not hex");
-    refuses("raw", "AA", "upper-case");
+    refuses("raw", "0", "not lower-case hex");
+    refuses("raw", "0g", "not lower-case hex");
+    refuses("raw", "00\u{e9}", "not lower-case hex");
+    refuses("raw", "AA", "not lower-case hex");
 }
 
 #[test]

@@ -3,7 +3,7 @@ use std::path::Path;
 
 use super::{MAX_PAGES, PackedPages, SEGMENT_PAGES};
 use crate::snapshot::fixture::{self, DATA_CHUNKS};
-use crate::snapshot::{CHUNK, Error, Snapshot, WorkingSet, file};
+use crate::snapshot::{AlignedChunk, CHUNK, ChunkBuffer, Error, Snapshot, WorkingSet, file};
 
 const PAGE: usize = 4096;
 
@@ -19,11 +19,20 @@ fn write(dir: &Path, set: &WorkingSet) -> Snapshot {
     Snapshot::open(dir).unwrap()
 }
 
+/// Reads all pages, past the page cache where the file system can, and then through it.
 fn check(pages: &PackedPages) -> Vec<u32> {
-    let mut buffer = Box::new([1; CHUNK]);
+    let mut unaligned = Box::new([0; CHUNK + 1]);
+    let seen = check_with(pages, &mut AlignedChunk::zeroed());
+    let skipped = usize::from(unaligned.as_ptr().addr().is_multiple_of(2));
+    let buffer = (&mut unaligned[skipped..skipped + CHUNK]).try_into().unwrap();
+    assert_eq!(check_with(pages, buffer), seen);
+    seen
+}
+
+fn check_with(pages: &PackedPages, buffer: &mut ChunkBuffer) -> Vec<u32> {
     let mut seen = Vec::new();
     for segment in 0..pages.segments() {
-        pages.read(segment, &mut buffer).unwrap();
+        pages.read(segment, buffer).unwrap();
         for (at, &number) in pages.pages_of(segment).iter().enumerate() {
             assert!(buffer[at * PAGE..][..PAGE] == expected(number), "page {number}");
             seen.push(number);
@@ -52,6 +61,7 @@ fn what_is_wanted_first_comes_first_and_nothing_twice() {
     WorkingSet::new([5, 30, 31, 32], [7, 8]).write_by_stages(&[first], dir.path()).unwrap();
     let pages = snapshot.working_pages().unwrap().unwrap();
     assert_eq!((check(&pages), pages.urgent_segments()), (vec![7, 30, 31, 8, 5, 32], 1));
+    assert_eq!(pages.written(), [7], "what is written later is not urgent");
     WorkingSet::new(0..100, []).write_by_stages(&[WorkingSet::new(0..17, [])], dir.path()).unwrap();
     let pages = snapshot.working_pages().unwrap().unwrap();
     assert_eq!((pages.segments(), pages.urgent_segments()), (7, 2));
