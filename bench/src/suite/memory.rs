@@ -189,7 +189,12 @@ fn idle(bench: &mut Bench, results: &Results, quick: bool) -> anyhow::Result<()>
         before.record(results, &format!("mem.at_{count}"), count, &note)?;
     }
     thread::sleep(REST);
-    before.record(results, "mem.idle", forks.len(), &format!("MemAvailable over {} forks, at rest", forks.len()))?;
+    before.record(
+        results,
+        "mem.idle",
+        forks.len(),
+        &format!("MemAvailable over {} forks, at rest", forks.len()),
+    )?;
     record_private(results, "mem.idle", &pids(&forks))?;
     bench.destroy_all()
 }

@@ -25,7 +25,7 @@ use twox_hash::XxHash3_128;
 use super::{
     CHUNK, ChunkBuffer, ChunkKind, ChunkReader, Damage, Digest, Error, Snapshot, damaged, file, io_error,
 };
-use crate::memory::layout::PAGE;
+use crate::{memory::layout::PAGE, sys::page_cache};
 
 const MAGIC: &[u8; 8] = b"fkl-ws2\n";
 
@@ -81,6 +81,16 @@ impl PackedPages {
         self.read_at(pages, offset).map_err(io_error("read", file::WORKING_PAGES))?;
         if XxHash3_128::oneshot(pages) != self.sums[segment] {
             return Err(damaged(file::WORKING_PAGES, Damage::Checksum));
+        }
+        Ok(())
+    }
+
+    /// Has what is urgent read past the page cache, unless it is there: the image is about to have it, and the page cache would hold it
+    /// a second time, and be one more to copy it.
+    fn spare_page_cache(&self) -> io::Result<()> {
+        let end = data_offset(self.numbers.len()) as usize + self.urgent * PAGE as usize;
+        if !page_cache::holds(&self.file, end)? {
+            through_page_cache(&self.file, false)?;
         }
         Ok(())
     }
@@ -144,8 +154,7 @@ impl Snapshot {
         let mut head = vec![0; head_length(MAX_PAGES)];
         let length = read_start(&file, &mut head).map_err(io_error("read", file::WORKING_PAGES))?;
         let packed = PackedPages::decode(self, file, &head[..length])?;
-        // They are about to be in the image: the page cache would hold them twice, and be one more to copy them.
-        if let Err(error) = through_page_cache(&packed.file, false) {
+        if let Err(error) = packed.spare_page_cache() {
             tracing::debug!(%error, "the pages of a working set are read through the page cache");
         }
         Ok(Some(packed))

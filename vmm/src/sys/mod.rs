@@ -8,6 +8,7 @@ pub mod kick;
 pub mod kvm;
 pub mod mapping;
 pub mod memfd;
+pub mod page_cache;
 pub mod pagemap;
 pub mod probe;
 pub mod process;
