@@ -6,6 +6,7 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 
+use forkling_proto::rpc;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::connection;
@@ -50,6 +51,11 @@ impl HostPorts for Asked {
         }
         known
     }
+}
+
+/// A host port; one of them is the line's.
+fn port(byte: u8) -> u32 {
+    if byte == u8::MAX { rpc::PORT } else { byte.into() }
 }
 
 struct Guest {
@@ -137,7 +143,7 @@ impl Guest {
     fn send(&mut self, input: &mut Input<'_>) {
         let (kind, operation) = (input.u8(), input.u8());
         let host_port = match kind & 3 {
-            0 => u32::from(input.u8()),
+            0 => port(input.u8()),
             _ => self.ports.get(usize::from(input.u8()) % self.ports.len().max(1)).copied().unwrap_or(9),
         };
         // The largest stands for more than an input could hold: what lies in memory from the first buffer on.
@@ -213,7 +219,8 @@ impl Guest {
                 first: input.bytes((kind >> 2).into()).to_vec(),
             },
         };
-        let _ = self.host.devices.connect(port.into(), stream.into(), opening);
+        let port = if port == 3 { rpc::PORT } else { port.into() };
+        let _ = self.host.devices.connect(port, stream.into(), opening);
     }
 
     fn host_side(&mut self, input: &mut Input<'_>) {
