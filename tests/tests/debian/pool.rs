@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use forkling_daemon::api::types::{ForkInfo, PoolInfo};
+use forkling_daemon::api::types::{ForkInfo, ForkMemory, PoolInfo};
 use forkling_tests::{daemon::Daemon, eventually};
 use serde_json::json;
 
@@ -14,6 +14,9 @@ use crate::guest::{self, ONE, TWO, Witness};
 
 /// How long forks are left parked.
 const WAIT: Duration = Duration::from_secs(10);
+
+/// Bytes of the pages that a rehearsal writes, at least; a fork that is trimmed without having run has none of them.
+const KEPT: u64 = 1 << 20;
 
 /// How far a fork's wall clock may be off the host's, in seconds.
 const CLOCK: f64 = 0.050;
@@ -57,6 +60,8 @@ fn rehearsed_forks_that_waited_are_like_fresh_ones() {
     let uptime =
         |fork: &ForkInfo| -> f64 { daemon.sh(&fork.id, "cut -d' ' -f1 /proc/uptime").parse().unwrap() };
     let parked = fork(&daemon, ONE, "use");
+    let memory: ForkMemory = daemon.call("GET", &format!("/v1/forks/{}/memory", parked.id), None).unwrap();
+    assert!(memory.private_bytes > KEPT, "it was not trimmed while it waited: {memory:?}");
     let fresh = fork(&daemon, ONE, "bypass");
     assert_eq!(daemon.sh(&parked.id, TRACES), daemon.sh(&fresh.id, TRACES));
     wall_clock_is_right(&daemon, &parked.id);

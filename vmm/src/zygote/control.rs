@@ -3,7 +3,11 @@
 use std::{
     ops::Range,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::{Arc, mpsc::Sender},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::Sender,
+    },
     time::Duration,
 };
 
@@ -60,17 +64,21 @@ pub struct Control {
     before_connection: Option<Box<dyn FnOnce() + Send>>,
     /// When the fork is to be trimmed, if ever.
     trim_after: Option<Duration>,
+    /// Whether it is activated: what a parked fork has copies of is for its activation.
+    active: Arc<AtomicBool>,
     /// Whether something has happened since it was trimmed.
     restless: bool,
 }
 
 impl Control {
-    /// Requests go to `requests`, whose receiver is the lead vCPU's thread. `memory` is the guest's, for reports of it.
+    /// Requests go to `requests`, whose receiver is the lead vCPU's thread, which says when the fork is `active`. `memory` is the guest's,
+    /// for reports of it.
     pub fn new(
         channel: Arc<Channel>,
         requests: Sender<Request>,
         interrupter: Interrupter,
         memory: GuestMemory,
+        active: Arc<AtomicBool>,
     ) -> Self {
         let console = ConsoleReader::default();
         Self {
@@ -82,11 +90,12 @@ impl Control {
             rewinding: false,
             before_connection: None,
             trim_after: None,
+            active,
             restless: false,
         }
     }
 
-    /// Has the lead vCPU's thread trim the fork when nothing has happened for so long.
+    /// Has the lead vCPU's thread trim the fork when it is active and nothing has happened for so long.
     pub fn trim_after(&mut self, quiet: Option<Duration>) {
         self.trim_after = quiet.filter(|_| self.memory.bytes() <= LARGEST_TRIMMED);
     }
@@ -173,7 +182,8 @@ impl Source for Control {
     }
 
     fn patience(&self) -> Option<Duration> {
-        self.trim_after.filter(|_| self.restless && !self.rewinding)
+        let may_rest = self.restless && !self.rewinding && self.active.load(Ordering::Relaxed);
+        self.trim_after.filter(|_| may_rest)
     }
 
     fn at_rest(&mut self) {

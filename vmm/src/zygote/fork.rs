@@ -6,6 +6,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     sync::{
         Arc,
+        atomic::{AtomicBool, Ordering},
         mpsc::{self, Receiver},
     },
     time::Duration,
@@ -146,6 +147,8 @@ struct Desk {
     /// Taken from there, and not done.
     waiting: VecDeque<Request>,
     interrupter: Interrupter,
+    /// Set when the fork is activated.
+    active: Arc<AtomicBool>,
 }
 
 impl Desk {
@@ -153,8 +156,10 @@ impl Desk {
     fn open(control: &Arc<Channel>, memory: &GuestMemory) -> (Self, Box<Control>) {
         let (sender, requests) = mpsc::channel();
         let interrupter = Interrupter::of_this_thread();
-        let reader = Control::new(control.clone(), sender, interrupter.clone(), memory.clone());
-        (Self { requests, waiting: VecDeque::new(), interrupter }, Box::new(reader))
+        let active = Arc::new(AtomicBool::new(false));
+        let reader =
+            Control::new(control.clone(), sender, interrupter.clone(), memory.clone(), active.clone());
+        (Self { requests, waiting: VecDeque::new(), interrupter, active }, Box::new(reader))
     }
 
     /// What is to be done at a forkpoint; waits for it.
@@ -240,6 +245,7 @@ impl Fork<'_> {
         if plugged {
             machine.devices().plug();
         }
+        self.desk.active.store(true, Ordering::Relaxed);
         event_loop.watch_source()?;
         stamps.entered = clock::monotonic_ns();
         let (machine, event_loop, keep_writes) = self.run(machine, event_loop, forkpoint, stamps)?;
