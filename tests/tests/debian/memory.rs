@@ -38,7 +38,7 @@ fn a_fork_at_rest_gives_back_what_is_equal_to_its_template_again() {
     const PATIENCE: Duration = Duration::from_secs(30);
     /// A third of what a fork writes until it has run its first command.
     const MUCH: u64 = 300 << 10;
-    let daemon = guest::settings().arg("--trim-after").arg("1").start();
+    let daemon = guest::settings().arg("--trim-after").arg("3").start();
     guest::ensure(&daemon, guest::ONE);
     let fork = daemon.fork(guest::ONE);
     daemon.wait_complete(guest::ONE);

@@ -74,7 +74,7 @@ impl EventLoopSeed {
     /// The loop that serves `devices`, and `source` from [`RunningLoop::watch_source`] on.
     pub fn serve(self, devices: Arc<Devices>, source: Box<dyn Source>) -> EventLoop {
         let Self { poll, waker } = self;
-        EventLoop { poll, waker, devices, source, owing: None }
+        EventLoop { poll, waker, devices, source, owing: None, restless: false }
     }
 }
 
@@ -86,6 +86,8 @@ pub struct EventLoop {
     source: Box<dyn Source>,
     /// Since when devices owe an interrupt.
     owing: Option<Instant>,
+    /// Whether anything has happened since [`Source::at_rest`] was called. Being stopped is nothing.
+    restless: bool,
 }
 
 /// An event loop that runs on its own thread.
@@ -126,15 +128,18 @@ impl EventLoop {
 
     fn round(&mut self, events: &mut Events) {
         let owing = self.owing.map(|since| MOMENT.saturating_sub(since.elapsed()));
-        match self.poll.poll(events, owing.or_else(|| self.source.patience())) {
+        let patience = owing.or_else(|| self.source.patience().filter(|_| self.restless));
+        match self.poll.poll(events, patience) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return,
             result => result.expect("epoll_wait fails only on programmer errors"),
         }
         if events.is_empty() && owing.is_none() {
+            self.restless = false;
             self.source.at_rest();
             return;
         }
         for event in events.iter() {
+            self.restless |= event.token() != WAKER;
             match event.token() {
                 WAKER => {}
                 SOURCE => self.source.ready(&self.devices),

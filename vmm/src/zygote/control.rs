@@ -66,8 +66,6 @@ pub struct Control {
     trim_after: Option<Duration>,
     /// Whether it is activated: what a parked fork has copies of is for its activation.
     active: Arc<AtomicBool>,
-    /// Whether something has happened since it was trimmed.
-    restless: bool,
 }
 
 impl Control {
@@ -91,7 +89,6 @@ impl Control {
             before_connection: None,
             trim_after: None,
             active,
-            restless: false,
         }
     }
 
@@ -182,12 +179,10 @@ impl Source for Control {
     }
 
     fn patience(&self) -> Option<Duration> {
-        let may_rest = self.restless && !self.rewinding && self.active.load(Ordering::Relaxed);
-        self.trim_after.filter(|_| may_rest)
+        self.trim_after.filter(|_| !self.rewinding && self.active.load(Ordering::Relaxed))
     }
 
     fn at_rest(&mut self) {
-        self.restless = false;
         // Before the guest is stopped: pages it copies meanwhile are no loss.
         match self.memory.private() {
             Ok(pages) if (1..=MOST_COMPARED).contains(&total(&pages)) => {
@@ -200,7 +195,6 @@ impl Source for Control {
     }
 
     fn after_round(&mut self, devices: &Devices) {
-        self.restless = true;
         for (group, passage) in devices.with_vsock(Vsock::take_news) {
             self.report(group, passage);
         }
