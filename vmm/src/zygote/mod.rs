@@ -98,7 +98,9 @@ pub fn serve(mut control: Channel) -> Result<(), Error> {
         Ok(zygote) => zygote,
         Err(failure) => return Ok(control.send(&FromZygote::LoadFailed(failure), &[])?),
     };
-    zygote.trim_after = trim_after_ms.map(|ms| Duration::from_millis(ms.into()));
+    // A vCPU other than the lead may be at a forkpoint, or end, while the machine is paused for a trim, and that would be lost.
+    let one_vcpu = zygote.snapshot.manifest().vcpus == 1;
+    zygote.trim_after = trim_after_ms.filter(|_| one_vcpu).map(|ms| Duration::from_millis(ms.into()));
     // Kernels that heed it for mapped files, too, would not map the image by large pages. What a fork allocates is smaller.
     process::allow_large_pages(true);
     control.send(&FromZygote::Loaded, &[])?;
