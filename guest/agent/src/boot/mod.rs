@@ -1,5 +1,6 @@
 //! From the kernel's first user instruction to a complete file system.
 
+mod libraries;
 mod memory;
 mod modules;
 mod root;

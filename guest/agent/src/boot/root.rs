@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use forkling_proto::config::{GuestConfig, Root};
 use rustix::mount::MountFlags;
 
-use super::Error;
+use super::{Error, libraries};
 use crate::console;
 use crate::quiet::CGROUPS;
 
@@ -19,6 +19,7 @@ const DEVICE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Mount points in the initramfs.
 const LOWER: &str = "/mnt/lower";
+const LIBRARIES: &str = "/mnt/libraries";
 const WRITABLE: &str = "/mnt/writable";
 const ROOT: &str = "/mnt/root";
 
@@ -38,7 +39,7 @@ pub(super) fn enter(config: &GuestConfig) -> Result<(), Error> {
         return Ok(());
     }
     wait_for_device()?;
-    for directory in [LOWER, WRITABLE, ROOT] {
+    for directory in [LOWER, LIBRARIES, WRITABLE, ROOT] {
         make_directory(directory, 0o755)?;
     }
     mount(DEVICE, LOWER, "erofs", MountFlags::RDONLY, "dax=always")?;
@@ -50,7 +51,12 @@ pub(super) fn enter(config: &GuestConfig) -> Result<(), Error> {
     let (upper, work) = (format!("{WRITABLE}/upper"), format!("{WRITABLE}/work"));
     make_directory(&upper, 0o755)?;
     make_directory(&work, 0o755)?;
-    let layers = format!("lowerdir={LOWER},upperdir={upper},workdir={work}");
+    let lower = if libraries::gather(Path::new(LOWER), Path::new(LIBRARIES)) {
+        format!("{LIBRARIES}:{LOWER}")
+    } else {
+        LOWER.to_owned()
+    };
+    let layers = format!("lowerdir={lower},upperdir={upper},workdir={work}");
     mount("overlay", ROOT, "overlay", MountFlags::empty(), &layers)?;
     for name in ["/dev", "/proc", "/sys", "/run"] {
         let target = format!("{ROOT}{name}");

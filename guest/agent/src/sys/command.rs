@@ -1,6 +1,10 @@
-//! Running a command as another user.
+//! Running a command as another user, or in another root.
 
+use std::ffi::CString;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 
 use rustix::process::{Gid, Uid};
@@ -17,4 +21,19 @@ pub fn run_as(command: &mut Command, uid: Uid, gid: Gid, groups: Vec<Gid>) {
     };
     // SAFETY: between fork and exec the closure makes three system calls and allocates nothing.
     unsafe { command.pre_exec(become_user) };
+}
+
+/// Makes `command` run with the file system at `root` as its root.
+///
+/// # Errors
+/// When the path holds a NUL.
+pub fn enter_root(command: &mut Command, root: &Path) -> io::Result<()> {
+    let root = CString::new(root.as_os_str().as_bytes())?;
+    let enter = move || {
+        rustix::process::chroot(root.as_c_str())?;
+        Ok(rustix::process::chdir(c"/")?)
+    };
+    // SAFETY: between fork and exec the closure makes two system calls and allocates nothing.
+    unsafe { command.pre_exec(enter) };
+    Ok(())
 }
