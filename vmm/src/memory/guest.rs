@@ -16,6 +16,7 @@ use super::{
 use crate::sys::{
     mapping::{LARGE_PAGE, Mapping},
     pagemap::{Pagemap, Pages},
+    uffd::Uffd,
 };
 
 /// Bytes copied at a time by [`GuestMemory::rewind`].
@@ -137,13 +138,15 @@ impl GuestMemory {
     /// Makes private copies of these pages (first page of the image and how many) before anybody writes to them. Pages
     /// outside of the memory are ignored, and so is the host's refusal: the guest's own faults come to the same.
     pub fn copy_ahead(&self, runs: &[(u64, u64)]) {
-        for &(first, pages) in runs {
+        let _ = self.pieces(runs).try_for_each(|(start, len)| self.mapping.copy(start, len));
+    }
+
+    /// Runs of pages as starts and lengths in bytes, without what is outside of the memory.
+    fn pieces(&self, runs: &[(u64, u64)]) -> impl Iterator<Item = (u64, u64)> {
+        runs.iter().map(|&(first, pages)| {
             let start = first.saturating_mul(layout::PAGE).min(self.bytes());
-            let len = pages.saturating_mul(layout::PAGE).min(self.bytes() - start);
-            if self.mapping.copy(start, len).is_err() {
-                return;
-            }
-        }
+            (start, pages.saturating_mul(layout::PAGE).min(self.bytes() - start))
+        })
     }
 
     /// Starts, in bytes, of the parts of the image that are worth [`GuestMemory::enlarge`]: those that are read and not written.
@@ -165,6 +168,20 @@ impl GuestMemory {
         }
         // Mapped here, too, it is never a fork's alone (`sys::pagemap`).
         let _ = self.mapping.populate(start, LARGE_PAGE);
+    }
+
+    /// Maps these pages of the complete image (runs as in [`GuestMemory::copy_ahead`]), so that processes forked from this one have them
+    /// in their page tables from the start and a guest that reads one takes its own fault only. A hint: what the host refuses is
+    /// left to faults.
+    pub fn map_ahead(&self, runs: &[(u64, u64)]) {
+        // Neighbours that nobody asked for would be copied into each fork's page tables, too.
+        let _exact = Uffd::without_fault_around(&self.mapping);
+        let mapped = self.mapping.inherit_page_tables();
+        let mapped = mapped
+            .and_then(|()| self.pieces(runs).try_for_each(|(start, len)| self.mapping.populate(start, len)));
+        if let Err(error) = mapped {
+            tracing::debug!(%error, "forks inherit no page tables");
+        }
     }
 
     /// Where pages of the image (the first one and how many) are in the guest: addresses and lengths in bytes. What is outside

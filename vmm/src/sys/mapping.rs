@@ -93,6 +93,16 @@ impl Mapping {
         Ok(unsafe { madvise(start, len as usize, Advice::LinuxPopulateRead) }?)
     }
 
+    /// Has processes forked from this one inherit what it has mapped of the file, where the kernel would have them fault for each page: a
+    /// private mapping's page tables are copied as soon as a page of it was ever written (vma_needs_copy() of mm/memory.c).
+    ///
+    /// # Errors
+    /// As [`Mapping::copy`].
+    pub fn inherit_page_tables(&self) -> io::Result<()> {
+        self.copy(0, PAGE as u64)?;
+        self.discard(0, PAGE as u64)
+    }
+
     /// Has the pages of the mapped file in `[offset, offset + len)`, whole large pages of a memfd, stored in large pages and
     /// mapped so: MADV_COLLAPSE of Linux 6.1. Takes the time of a copy.
     ///
@@ -152,3 +162,6 @@ impl Mapping {
         GuestRegionMmap::new(region, GuestAddress(gpa)).expect("layout keeps regions below 2^64")
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,6 +8,14 @@ pub fn trim_heap() {
     unsafe { libc::malloc_trim(0) };
 }
 
+/// Has all threads of this process and its children use one heap (M_ARENA_MAX of mallopt(3)): one for each thread is a mapping, page
+/// tables and pages of its own.
+pub fn use_one_heap() {
+    // SAFETY: the call takes two numbers, and the process has one thread.
+    let set = unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+    debug_assert_eq!(set, 1, "glibc has had this setting since 2.10");
+}
+
 /// Whether the kernel may use large pages in this process and its children (PR_SET_THP_DISABLE); a kernel without them does
 /// not know the question.
 pub fn allow_large_pages(allow: bool) {

@@ -40,8 +40,8 @@ pub struct Zygote {
     first_pages: FirstPages,
     /// See [`ToZygote::Load`].
     trim_after: Option<Duration>,
-    /// Starts of the parts of the image that are still to be kept in large pages.
-    to_enlarge: Vec<u64>,
+    /// What is still to be done for forks, the last one first.
+    chores: Vec<Chore>,
     snapshot: Snapshot,
     msr_list: Vec<u32>,
     daemon: Option<rustix::process::Pid>,
@@ -49,6 +49,14 @@ pub struct Zygote {
     /// The first VM of a host turns virtualisation on and the last one turns it off, 10 ms on AMD; this one, which
     /// never gets memory, spares the forks that.
     _open_vm: VmFd,
+}
+
+/// What a zygote does for its forks while none is asked for; a millisecond each.
+enum Chore {
+    /// Keep the part of the image that starts here in a large page.
+    Enlarge(u64),
+    /// Map what forks read, for them to inherit.
+    MapAhead,
 }
 
 /// What joins a fork with the rest of the world.
@@ -91,6 +99,7 @@ pub fn serve(mut control: Channel) -> Result<(), Error> {
         .map_err(|error| Error::Process(error.into()))?;
     // A huge page under a heap of a fork takes it 2 MiB and, to be cleared, longer than all else together.
     process::allow_large_pages(false);
+    process::use_one_heap();
     let Some((ToZygote::Load { root, trim_after_ms }, fds)) = control.receive()? else {
         return Err(Error::BadMessage("the first message"));
     };
@@ -161,7 +170,7 @@ impl Zygote {
             root,
             first_pages: FirstPages::default(),
             trim_after: None,
-            to_enlarge: Vec::new(),
+            chores: Vec::new(),
             snapshot,
             msr_list,
             daemon,
@@ -169,18 +178,17 @@ impl Zygote {
         })
     }
 
-    /// The next message; `None` when the daemon is gone. While there is none, the image is kept in large pages part by part,
-    /// which takes a millisecond each.
+    /// The next message; `None` when the daemon is gone. While there is none, chores are done one by one.
     fn next(&mut self, control: &Channel) -> Result<Option<(ToZygote, Vec<OwnedFd>)>, channel::Error> {
-        while let Some(part) = self.to_enlarge.pop() {
+        while !self.chores.is_empty() {
             match control.try_receive() {
-                Err(channel::Error::Io(error)) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                    self.memory.enlarge(part);
-                }
-                received => {
-                    self.to_enlarge.push(part);
-                    return received;
-                }
+                Err(channel::Error::Io(error)) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                received => return received,
+            }
+            match self.chores.pop() {
+                Some(Chore::Enlarge(part)) => self.memory.enlarge(part),
+                Some(Chore::MapAhead) => self.memory.map_ahead(&self.first_pages.read),
+                None => {}
             }
         }
         control.receive()
@@ -189,8 +197,10 @@ impl Zygote {
     /// Prepares for forks that touch these pages first. Those they read are named when the image is complete, and not before: a
     /// large page has no holes.
     fn take_first_pages(&mut self, set: FirstPages) {
-        self.to_enlarge = self.memory.worth_enlarging(&set.read, &[&set.acknowledge, &set.command]);
-        tracing::debug!(parts = self.to_enlarge.len(), "what forks only read goes into large pages");
+        let large = self.memory.worth_enlarging(&set.read, &[&set.acknowledge, &set.command]);
+        tracing::debug!(parts = large.len(), "what forks only read goes into large pages");
+        let map_ahead = (!set.read.is_empty()).then_some(Chore::MapAhead);
+        self.chores = map_ahead.into_iter().chain(large.into_iter().map(Chore::Enlarge)).collect();
         self.first_pages = set;
     }
 
