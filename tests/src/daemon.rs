@@ -15,7 +15,7 @@ use forkling_vmm::snapshot::{CHUNK, Snapshot};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use crate::{api::Client, eventually, proc, program};
+use crate::{PATIENCE, api::Client, eventually, proc, program};
 
 /// Longest start of a daemon.
 const START: Duration = Duration::from_secs(20);
@@ -296,12 +296,18 @@ impl Daemon {
     /// Waits until all memory of a loaded template that is not zero lies in its image.
     ///
     /// # Panics
-    /// When it does not in a minute.
+    /// When it does not in [`PATIENCE`].
     pub fn wait_complete(&self, template: &str) {
         let snapshot = Snapshot::open(&self.settings.snapshot(template)).expect("a valid snapshot");
         let all = snapshot.manifest().image.data_chunks * CHUNK as u64;
-        eventually(Duration::from_secs(60), "the image is complete", || {
-            let there = self.client.template(template).expect("the template is there").resident_bytes;
+        // By the list: to inspect a template the daemon looks at thousands of files, which on one emulated core takes the time from
+        // the thread that loads it, the one of the lowest priority.
+        let resident = || {
+            let found = self.client.templates().into_iter().find(|info| info.name == template);
+            found.expect("the template is there").resident_bytes
+        };
+        eventually(PATIENCE, "the image is complete", || {
+            let there = resident();
             if there >= Some(all) { Ok(()) } else { Err(format!("{there:?} of {all} bytes are")) }
         });
     }

@@ -253,10 +253,12 @@ impl TapLink {
 
     /// Changes what the guest may reach; connections that are not allowed any more are cut.
     pub async fn set_policy(&self, policy: Policy) -> Result<(), Error> {
+        let wanted = policy.clone();
+        ask(&self.jobs, |answer| Job::Policy { number: self.number, policy, answer }).await?;
         if let Some(admitted) = self.admitted.lock().expect("no panic under this lock").as_mut() {
-            admitted.policy = policy.clone();
+            admitted.policy = wanted;
         }
-        ask(&self.jobs, |answer| Job::Policy { number: self.number, policy, answer }).await
+        Ok(())
     }
 
     /// What it carried. The kernel keeps no list of what was denied, only their number.

@@ -122,3 +122,21 @@ fn commands_run_side_by_side() {
         start.elapsed()
     );
 }
+
+#[test]
+fn the_c_library_is_a_layer_of_its_own_and_a_file_like_any_other() {
+    let daemon = fork_named_one();
+    let root = daemon.sh("one", "grep -w overlay /proc/mounts");
+    assert!(root.contains("lowerdir=/mnt/libraries:/mnt/lower,"), "{root}");
+    let look = "cd /usr/lib/x86_64-linux-gnu; stat -c '%a %u %g %h' . libc.so.6; ls libc.so.6 libm.so.6";
+    assert_eq!(daemon.sh("one", look), "755 0 0 1\n755 0 0 1\nlibc.so.6\nlibm.so.6");
+    let replaced = "cd /usr/lib/x86_64-linux-gnu; cp -p libc.so.6 new; mv new libc.so.6; cp /bin/echo /tmp; /tmp/echo on";
+    assert_eq!(daemon.sh("one", replaced), "on", "programs run with another C library");
+    assert_eq!(
+        daemon
+            .sh("one", "cd /usr/lib/x86_64-linux-gnu; rm libm.so.6; ls libm.so.6 2>&1 || true")
+            .lines()
+            .count(),
+        1
+    );
+}

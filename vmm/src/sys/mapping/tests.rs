@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use rustix::process::{Pid, Signal, WaitOptions};
+
 use super::{Mapping, PAGE};
 use crate::sys::{
     memfd::SealedMemory,
@@ -22,12 +24,9 @@ fn inherited(mapping: &Mapping, wanted: Pages) -> Vec<u64> {
     }
     assert!(child > 0);
     let found = Pagemap::of(child).and_then(|pagemap| pagemap.find(wanted, mapping.address(), LEN as u64));
-    // SAFETY: the child is this process's and was not waited for, so its id is its own.
-    let waited = unsafe {
-        libc::kill(child, libc::SIGKILL);
-        libc::waitpid(child, std::ptr::null_mut(), 0)
-    };
-    assert_eq!(waited, child);
+    let child = Pid::from_raw(child).expect("a process has a number");
+    rustix::process::kill_process(child, Signal::KILL).unwrap();
+    rustix::process::waitpid(Some(child), WaitOptions::empty()).unwrap();
     let pages = |range: Range<u64>| range.step_by(PAGE);
     found.unwrap().into_iter().flat_map(pages).map(|at| (at - mapping.address()) / PAGE as u64).collect()
 }
