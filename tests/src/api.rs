@@ -1,9 +1,6 @@
 //! The daemon's API, as a program would use it.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::path::{Path, PathBuf};
 
 use forkling_daemon::api::types::{
     BuildEvent, ErrorAnswer, ErrorBody, ExecAnswer, ForkEvent, ForkInfo, ForkResult, ForkState, Forks,

@@ -23,6 +23,9 @@ pub fn debian(name: &str) -> Value {
         "kernel": guest.join("kernel/vmlinux"),
         "root": guest.join("root-debian.erofs"),
         "memory_mib": 256,
+        // The emulator translates code once for each address at which it is mapped, and whoever clears such a page later waits for
+        // every translation, byte by byte: with libraries at other addresses in each process, minutes for a template.
+        "cmdline": "norandmaps",
     })
 }
 
