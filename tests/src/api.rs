@@ -1,6 +1,9 @@
 //! The daemon's API, as a program would use it.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use forkling_daemon::api::types::{
     BuildEvent, ErrorAnswer, ErrorBody, ExecAnswer, ForkEvent, ForkInfo, ForkResult, ForkState, Forks,
@@ -9,10 +12,7 @@ use forkling_daemon::api::types::{
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::{
-    PATIENCE,
-    http::{self, Reply, Streamed},
-};
+use crate::http::{self, Reply, Streamed};
 
 /// A client of one daemon.
 #[derive(Clone, Debug)]
@@ -171,7 +171,7 @@ impl Client {
     /// Keeps `count` parked forks of a template, and waits until they are there.
     pub fn park(&self, template: &str, count: u32) {
         self.set_pool(template, &json!({"low": count, "high": count}));
-        crate::eventually(PATIENCE, "the pool fills", || {
+        crate::eventually(Duration::from_secs(60), "the pool fills", || {
             let pool = self.pool(template);
             if pool.parked == count { Ok(()) } else { Err(format!("{pool:?}")) }
         });
@@ -182,12 +182,9 @@ impl Client {
         self.forks_with(&json!({"template": template, "count": count}))
     }
 
-    /// The forks of `request`, all of which have to be made, within [`PATIENCE`] if it does not say otherwise.
+    /// The forks of `request`, all of which have to be made.
     pub fn forks_with(&self, request: &Value) -> Vec<ForkInfo> {
-        let mut request = request.clone();
-        let fields = request.as_object_mut().expect("a request is an object");
-        fields.entry("timeout_ms").or_insert(json!(PATIENCE.as_millis() as u64));
-        let results = self.create(&request).unwrap_or_else(|error| panic!("no forks: {error:?}"));
+        let results = self.create(request).unwrap_or_else(|error| panic!("no forks: {error:?}"));
         let fork = |result| match result {
             ForkResult::Fork(fork) => *fork,
             ForkResult::Error(error) => panic!("a fork was not made: {error:?}; {}", self.last_words()),

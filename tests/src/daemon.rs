@@ -15,7 +15,7 @@ use forkling_vmm::snapshot::{CHUNK, Snapshot};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use crate::{PATIENCE, api::Client, eventually, proc, program};
+use crate::{api::Client, eventually, proc, program};
 
 /// Longest start of a daemon.
 const START: Duration = Duration::from_secs(20);
@@ -296,7 +296,7 @@ impl Daemon {
     /// Waits until all memory of a loaded template that is not zero lies in its image.
     ///
     /// # Panics
-    /// When it does not in [`PATIENCE`].
+    /// When it does not in a minute.
     pub fn wait_complete(&self, template: &str) {
         let snapshot = Snapshot::open(&self.settings.snapshot(template)).expect("a valid snapshot");
         let all = snapshot.manifest().image.data_chunks * CHUNK as u64;
@@ -306,7 +306,7 @@ impl Daemon {
             let found = self.client.templates().into_iter().find(|info| info.name == template);
             found.expect("the template is there").resident_bytes
         };
-        eventually(PATIENCE, "the image is complete", || {
+        eventually(Duration::from_secs(60), "the image is complete", || {
             let there = resident();
             if there >= Some(all) { Ok(()) } else { Err(format!("{there:?} of {all} bytes are")) }
         });

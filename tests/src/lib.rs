@@ -44,9 +44,6 @@ fn beside_test() -> PathBuf {
     test.ancestors().nth(2).expect("target/<profile>/deps/<test>").to_owned()
 }
 
-/// How long a test waits for what takes seconds: an emulated machine on a busy host may take minutes.
-pub const PATIENCE: Duration = Duration::from_secs(180);
-
 /// Waits until `condition` holds.
 ///
 /// # Panics
