@@ -171,12 +171,14 @@ impl GuestMemory {
     }
 
     /// Maps these pages of the complete image (runs as in [`GuestMemory::copy_ahead`]), so that processes forked from this one have them
-    /// in their page tables from the start and a guest that reads one takes its own fault only. A hint: what the host refuses is
-    /// left to faults.
-    pub fn map_ahead(&self, runs: &[(u64, u64)]) {
+    /// in their page tables from the start and a guest that reads one takes its own fault only. `written` are pages that forks write:
+    /// no part with one of them is a large page, which the write that this takes here would take apart. A hint: without such a page
+    /// nothing is done, and what the host refuses is left to faults.
+    pub fn map_ahead(&self, runs: &[(u64, u64)], written: &[(u64, u64)]) {
+        let Some((page, _)) = self.pieces(written).find(|(_, len)| *len > 0) else { return };
         // Neighbours that nobody asked for would be copied into each fork's page tables, too.
         let _exact = Uffd::without_fault_around(&self.mapping);
-        let mapped = self.mapping.inherit_page_tables();
+        let mapped = self.mapping.inherit_page_tables(page);
         let mapped = mapped
             .and_then(|()| self.pieces(runs).try_for_each(|(start, len)| self.mapping.populate(start, len)));
         if let Err(error) = mapped {

@@ -94,13 +94,14 @@ impl Mapping {
     }
 
     /// Has processes forked from this one inherit what it has mapped of the file, where the kernel would have them fault for each page: a
-    /// private mapping's page tables are copied as soon as a page of it was ever written (vma_needs_copy() of mm/memory.c).
+    /// private mapping's page tables are copied as soon as a page of it was ever written (vma_needs_copy() of mm/memory.c). The page at
+    /// `offset` is written for that, its copy thrown away.
     ///
     /// # Errors
     /// As [`Mapping::copy`].
-    pub fn inherit_page_tables(&self) -> io::Result<()> {
-        self.copy(0, PAGE as u64)?;
-        self.discard(0, PAGE as u64)
+    pub fn inherit_page_tables(&self, offset: u64) -> io::Result<()> {
+        self.copy(offset, PAGE as u64)?;
+        self.discard(offset, PAGE as u64)
     }
 
     /// Has the pages of the mapped file in `[offset, offset + len)`, whole large pages of a memfd, stored in large pages and

@@ -187,7 +187,9 @@ impl Zygote {
             }
             match self.chores.pop() {
                 Some(Chore::Enlarge(part)) => self.memory.enlarge(part),
-                Some(Chore::MapAhead) => self.memory.map_ahead(&self.first_pages.read),
+                Some(Chore::MapAhead) => {
+                    self.memory.map_ahead(&self.first_pages.read, &self.first_pages.acknowledge);
+                }
                 None => {}
             }
         }

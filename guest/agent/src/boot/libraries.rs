@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
-use rustix::mount::{MountFlags, mount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::console;
 use crate::sys::command::enter_root;
@@ -55,10 +55,12 @@ fn copy_into(root: &Path, layer: &Path) -> io::Result<bool> {
         return Ok(false);
     }
     mount("tmpfs", layer, "tmpfs", MountFlags::NODEV, c"mode=0755,huge=always")?;
-    for library in &libraries {
-        copy(root, layer, library)?;
+    let copied = libraries.iter().try_for_each(|library| copy(root, layer, library));
+    if copied.is_err() {
+        // Half of it would only take memory.
+        unmount(layer, UnmountFlags::empty())?;
     }
-    Ok(true)
+    copied.map(|()| true)
 }
 
 /// What [`PROGRAM`] loads, as paths in `root` without symbolic links. Nothing if it is linked statically.

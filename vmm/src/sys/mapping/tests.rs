@@ -38,7 +38,7 @@ fn a_forked_process_inherits_what_is_mapped_and_no_copy() {
     let mapping = Mapping::copy_on_write(memory.reader(), LEN).unwrap();
     mapping.populate(40 * PAGE as u64, PAGE as u64).unwrap();
     assert!(inherited(&mapping, Pages::Shared).is_empty(), "the kernel leaves a file's pages to faults");
-    mapping.inherit_page_tables().unwrap();
+    mapping.inherit_page_tables(0).unwrap();
     assert!(inherited(&mapping, Pages::Shared).contains(&40));
     assert!(inherited(&mapping, Pages::Private).is_empty());
 }
