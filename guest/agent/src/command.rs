@@ -12,6 +12,9 @@ use rustix::process::{Gid, Pid, Uid};
 use crate::sys;
 use crate::users::{self, User};
 
+/// Where commands run that name no other place: the agent's own working directory, so that nothing has to be done for it.
+const DIRECTORY: &str = "/";
+
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Environment variables in the order of their names.
@@ -80,10 +83,10 @@ pub fn base_environment(template: &[(String, String)]) -> Environment {
 /// Starts a command in a process group of its own and returns its process id, which is also the group's.
 pub fn spawn(request: Request<'_>, streams: Streams) -> Result<Pid, Error> {
     check(request)?;
-    let cwd = request.cwd.unwrap_or("/");
-    if !Path::new(cwd).is_dir() {
+    if let Some(cwd) = request.cwd.filter(|cwd| !Path::new(cwd).is_dir()) {
         return Err(Error::NoSuchDirectory(cwd.to_owned()));
     }
+    let cwd = request.cwd.unwrap_or(DIRECTORY);
     let user = request.user.map(find_user).transpose()?;
     let mut environment = request.base.clone();
     if let Some(user) = &user {
@@ -96,7 +99,10 @@ pub fn spawn(request: Request<'_>, streams: Streams) -> Result<Pid, Error> {
     let program = find_program(name, cwd, environment.get("PATH").map_or(DEFAULT_PATH, String::as_str))
         .ok_or_else(|| Error::NotFound(name.clone()))?;
     let mut command = Command::new(program);
-    command.arg0(name).args(&request.argv[1..]).env_clear().envs(environment).current_dir(cwd);
+    command.arg0(name).args(&request.argv[1..]).env_clear().envs(environment);
+    if cwd != DIRECTORY {
+        command.current_dir(cwd);
+    }
     command.process_group(0).stdin(streams.stdin).stdout(streams.stdout).stderr(streams.stderr);
     if let Some(user) = user {
         let groups = user.groups.into_iter().map(Gid::from_raw).collect();
@@ -142,6 +148,10 @@ fn find_program(name: &str, cwd: &str, path: &str) -> Option<PathBuf> {
         let file = Path::new(cwd).join(directory).join(name);
         (file.is_file() && rustix::fs::access(&file, Access::EXEC_OK).is_ok()).then_some(file)
     };
+    if name.starts_with('/') {
+        // Whether it is there the kernel says, without another look-up.
+        return Some(name.into());
+    }
     if name.contains('/') {
         return candidate("");
     }

@@ -63,6 +63,8 @@ pub struct Forkpoint {
     template: Environment,
     /// The guest's place in the network since the last forkpoint.
     network: Option<Network>,
+    /// What applied the last identity. To close and unmap it would keep a fork's first request waiting.
+    used: Option<Applier>,
 }
 
 /// The guest is quiet, everything is open; only the hypercall is left.
@@ -76,12 +78,13 @@ pub struct Prepared {
 impl Forkpoint {
     /// Allocates the mailbox. `hooks` run in every fork.
     pub fn new(waiters: Waiters, hooks: Vec<Vec<String>>, template: Environment) -> io::Result<Self> {
-        Ok(Self { mailbox: Mailbox::new()?, waiters, hooks, template, network: None })
+        Ok(Self { mailbox: Mailbox::new()?, waiters, hooks, template, network: None, used: None })
     }
 
     /// Makes the guest ready to stop.
     pub fn prepare(&mut self) -> Result<Prepared, PrepareError> {
         rustix::fs::sync();
+        self.used = None;
         let applier = Applier::open(self.network)?;
         let quiet = Quiet::begin()?;
         self.waiters.gather().map_err(PrepareError::Waiters)?;
@@ -111,6 +114,7 @@ impl Forkpoint {
             self.run_hooks(reaper, environment).unwrap_or_else(|error| give_up(&chain(&error)))
         };
         self.waiters.release(header.generation);
+        self.used = Some(applier);
         port.acknowledge(header.generation, header.nonce);
         // Before `quiet` ends, so that no program starts another one while the port is held.
         drop(port);

@@ -89,6 +89,7 @@ fn serve_unix(arguments: &[String]) -> anyhow::Result<Infallible> {
         Ok(OwnedFd::from(listener))
     };
     let listeners = Listeners { forward: listen(forward)?, rpc: listen(path)? };
+    std::env::set_current_dir("/").context("cannot enter /")?;
     let reaper = Reaper::new().context("cannot watch for processes that end")?;
     let mut server = Server::new(listeners, reaper, command::base_environment(&[]), None)?;
     Ok(server.run()?)

@@ -9,6 +9,15 @@ use std::process::Command;
 
 use rustix::process::{Gid, Uid};
 
+/// The standard library looks for this function when it starts a command in a directory, and without it falls back from posix_spawn(3),
+/// a vfork, to fork(2), which copies the agent's page tables and then pages. It only asks weakly, which takes nothing out of a
+/// static C library; this reference does.
+#[used]
+static CHANGES_DIRECTORY: unsafe extern "C" fn(
+    *mut libc::posix_spawn_file_actions_t,
+    *const libc::c_char,
+) -> libc::c_int = libc::posix_spawn_file_actions_addchdir_np;
+
 /// Makes `command` run with these ids. Costs a fork instead of a vfork; not for commands that run as root.
 pub fn run_as(command: &mut Command, uid: Uid, gid: Gid, groups: Vec<Gid>) {
     let become_user = move || {
