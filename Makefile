@@ -17,7 +17,7 @@ test: rust setup ## every test, in the lab where this host cannot
 setup: rust ## install the Debian packages that are missing
 	@fixtures/artifacts/setup -q
 
-build: rust ## the four programs, static, in target/x86_64-unknown-linux-gnu/release
+build: rust setup ## the four programs, static, in target/x86_64-unknown-linux-gnu/release
 	@cargo build --locked --release -p forkling-daemon -p forkling-vmm -p forkling-agent
 
 artifacts: setup ## guest kernel, Debian root, the lab

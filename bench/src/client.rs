@@ -14,6 +14,9 @@ use serde_json::Value;
 /// Longest head of an answer in bytes.
 const MAX_HEAD: usize = 16 << 10;
 
+/// Bytes read at once.
+const READ: usize = 64 << 10;
+
 /// A kept connection.
 #[derive(Debug)]
 pub struct Connection {
@@ -21,6 +24,8 @@ pub struct Connection {
     stream: UnixStream,
     /// What was read and not yet used.
     received: Vec<u8>,
+    /// What is read goes here first: cleared once, and not on the clock.
+    buffer: Box<[u8]>,
 }
 
 /// An answer.
@@ -64,7 +69,12 @@ impl Connection {
     pub fn open(socket: &Path) -> anyhow::Result<Self> {
         let stream = UnixStream::connect(socket)
             .with_context(|| format!("cannot reach the daemon at {}", socket.display()))?;
-        Ok(Self { socket: socket.to_owned(), stream, received: Vec::with_capacity(64 << 10) })
+        Ok(Self {
+            socket: socket.to_owned(),
+            stream,
+            received: Vec::with_capacity(READ),
+            buffer: vec![0; READ].into(),
+        })
     }
 
     /// Another connection to the same daemon.
@@ -145,10 +155,9 @@ impl Connection {
     }
 
     fn more(&mut self) -> anyhow::Result<()> {
-        let mut buffer = [0; 64 << 10];
-        let count = self.stream.read(&mut buffer).context("cannot read from the daemon")?;
+        let count = self.stream.read(&mut self.buffer).context("cannot read from the daemon")?;
         ensure!(count > 0, "the daemon closed the connection");
-        self.received.extend_from_slice(&buffer[..count]);
+        self.received.extend_from_slice(&self.buffer[..count]);
         Ok(())
     }
 
