@@ -5,9 +5,11 @@ use std::{
     io::{self, IoSlice, IoSliceMut},
     mem::MaybeUninit,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    time::Duration,
 };
 
 use memmap2::MmapMut;
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
@@ -84,6 +86,15 @@ impl Channel {
         rustix::io::retry_on_intr(|| rustix::net::sendmsg(&self.socket, &packet, &mut ancillary, flags))
             .map_err(io::Error::from)?;
         Ok(())
+    }
+
+    /// Waits for a message or the other side's end, at most so long; whether it came.
+    pub fn wait(&self, at_most: Duration) -> Result<bool, Error> {
+        let at_most = Timespec { tv_sec: at_most.as_secs() as i64, tv_nsec: at_most.subsec_nanos().into() };
+        let mut socket = [PollFd::new(&self.socket, PollFlags::IN)];
+        let ready = rustix::io::retry_on_intr(|| rustix::event::poll(&mut socket, Some(&at_most)))
+            .map_err(io::Error::from)?;
+        Ok(ready > 0)
     }
 
     /// Receives a message with its descriptors; `None` when the other side is gone.

@@ -42,6 +42,10 @@ pub struct Zygote {
     trim_after: Option<Duration>,
     /// What is still to be done for forks, the last one first.
     chores: Vec<Chore>,
+    /// Whether `memory` holds copies of the pages that the next fork writes first ([`Chore::Prime`]).
+    primed: bool,
+    /// Whether a fork was just made, so that chores have to wait.
+    spawned: bool,
     snapshot: Snapshot,
     msr_list: Vec<u32>,
     daemon: Option<rustix::process::Pid>,
@@ -57,7 +61,12 @@ enum Chore {
     Enlarge(u64),
     /// Map what forks read, for them to inherit.
     MapAhead,
+    /// Copy what forks write first, for the next one to take over.
+    Prime,
 }
+
+/// How long chores wait after a fork was made: it has the CPU to itself until its first command has ended.
+const REST: Duration = Duration::from_millis(50);
 
 /// What joins a fork with the rest of the world.
 struct Wires {
@@ -171,6 +180,8 @@ impl Zygote {
             first_pages: FirstPages::default(),
             trim_after: None,
             chores: Vec::new(),
+            primed: false,
+            spawned: false,
             snapshot,
             msr_list,
             daemon,
@@ -181,14 +192,19 @@ impl Zygote {
     /// The next message; `None` when the daemon is gone. While there is none, chores are done one by one.
     fn next(&mut self, control: &Channel) -> Result<Option<(ToZygote, Vec<OwnedFd>)>, channel::Error> {
         while !self.chores.is_empty() {
-            match control.try_receive() {
-                Err(channel::Error::Io(error)) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-                received => return received,
+            let patience = if std::mem::take(&mut self.spawned) { REST } else { Duration::ZERO };
+            if control.wait(patience)? {
+                break;
             }
             match self.chores.pop() {
                 Some(Chore::Enlarge(part)) => self.memory.enlarge(part),
                 Some(Chore::MapAhead) => {
                     self.memory.map_ahead(&self.first_pages.read, &self.first_pages.acknowledge);
+                }
+                Some(Chore::Prime) => {
+                    self.memory.copy_ahead(&self.first_pages.acknowledge);
+                    self.memory.copy_ahead(&self.first_pages.command);
+                    self.primed = true;
                 }
                 None => {}
             }
@@ -196,19 +212,40 @@ impl Zygote {
         control.receive()
     }
 
+    /// Throws the copies away that were made for a fork that will never be.
+    fn unprime(&mut self) {
+        if std::mem::take(&mut self.primed) {
+            self.memory.give_away(&self.first_pages.acknowledge);
+            self.memory.give_away(&self.first_pages.command);
+            self.chores.push(Chore::Prime);
+        }
+    }
+
     /// Prepares for forks that touch these pages first. Those they read are named when the image is complete, and not before: a
     /// large page has no holes.
     fn take_first_pages(&mut self, set: FirstPages) {
         let large = self.memory.worth_enlarging(&set.read, &[&set.acknowledge, &set.command]);
         tracing::debug!(parts = large.len(), "what forks only read goes into large pages");
-        let map_ahead = (!set.read.is_empty()).then_some(Chore::MapAhead);
-        self.chores = map_ahead.into_iter().chain(large.into_iter().map(Chore::Enlarge)).collect();
+        self.unprime();
+        let when_complete = [Chore::Prime, Chore::MapAhead].into_iter().filter(|_| !set.read.is_empty());
+        self.chores = when_complete.chain(large.into_iter().map(Chore::Enlarge)).collect();
         self.first_pages = set;
     }
 
-    /// Makes the process of one fork.
-    fn spawn(&self, control: &mut Channel, token: u64, wanted: Wanted, wires: Wires) -> Result<(), Error> {
+    /// Makes the process of one fork. Copies that the zygote has made are thrown away as soon as the fork has inherited them: it is the only one
+    /// then that has them, so the kernel lets it write to them as they are.
+    fn spawn(
+        &mut self,
+        control: &mut Channel,
+        token: u64,
+        wanted: Wanted,
+        wires: Wires,
+    ) -> Result<(), Error> {
         let stamps = Stamps { requested: clock::monotonic_ns(), ..Stamps::default() };
+        if wanted.view == View::Exact {
+            // What it inherits would count as touched by it.
+            self.unprime();
+        }
         let answer = match process::fork_as_sibling(&self.single) {
             Ok(Forked::Child) => fork::run(self, control, wires, wanted, stamps),
             Ok(Forked::Parent(pid)) => FromZygote::Spawned { token, pid },
@@ -217,7 +254,18 @@ impl Zygote {
                 FromZygote::SpawnFailed { token, failure: Failure { kind: FailureKind::Host, message } }
             }
         };
-        Ok(control.send(&answer, &[])?)
+        self.spawned = true;
+        let primed = std::mem::take(&mut self.primed);
+        if primed {
+            // Before the fork comes to write: it would copy what it shares with the zygote.
+            self.memory.give_away(&self.first_pages.acknowledge);
+        }
+        control.send(&answer, &[])?;
+        if primed {
+            self.memory.give_away(&self.first_pages.command);
+            self.chores.push(Chore::Prime);
+        }
+        Ok(())
     }
 }
 
