@@ -46,6 +46,8 @@ pub enum ToZygote {
 pub enum View {
     /// All of it is there.
     Complete,
+    /// All of it is there, and nothing that could be had later is held before the activation: no copies, no page tables.
+    Bare,
     /// Pages may be missing: the fork registers a userfaultfd for them ([`FromFork::Faults`]).
     Lazy,
     /// All of it is there, and only pages that are really touched enter the fork's page tables, at the price of a fault

@@ -45,7 +45,7 @@ pub struct Pool {
     /// What a fork runs before it is parked
     #[arg(long)]
     rehearsal: Option<Rehearsal>,
-    /// Whether the pages written in the rehearsal stay private: faster, for their memory
+    /// Whether parked forks hold the pages and page tables that their first use needs; if not, they run nothing before and take the least memory
     #[arg(long, value_name = "BOOL")]
     keep_writes: Option<bool>,
     /// Whether pages that forks read first are mapped ahead, where the host has KVM_PRE_FAULT_MEMORY
@@ -109,7 +109,7 @@ pub fn lines(info: &PoolInfo) -> Vec<(&'static str, String)> {
         types::Rehearsal::Acknowledge => "acknowledge",
         types::Rehearsal::Command => "command",
     };
-    let kept = if info.keep_writes { "writes kept" } else { "writes dropped" };
+    let kept = if info.keep_writes { "writes kept" } else { "bare" };
     let (parked, building) = (info.parked, info.building);
     vec![
         ("pool", format!("{} at rest, at most {}, {} wanted now", info.low, info.high, info.target)),

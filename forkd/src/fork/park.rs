@@ -135,23 +135,32 @@ pub async fn park(
     usual: &NetworkChoice,
 ) -> Result<Parked, Error> {
     let work = async {
-        let mut parked = make(engine, zygote, View::Complete, settings.pre_fault).await?;
-        if settings.rehearsal != Rehearsal::Off {
-            parked.rehearse(engine, settings.rehearsal).await?;
-            parked.rewind(settings.keep_writes).await?;
-            // It writes some pages, which a pool that is to stay small does without.
-            if settings.keep_writes && parked.nic.is_some() {
-                parked.prepare(engine).await?;
-            }
-            // Where nothing is left to be done at the first connection.
-            if settings.keep_writes && settings.rehearsal == Rehearsal::Command {
-                parked.agent = Some(parked.connect().await?);
-            }
-        }
+        let parked = if settings.keep_writes {
+            warm(engine, zygote, settings).await?
+        } else {
+            make(engine, zygote, View::Bare, false).await?
+        };
         parked.admit(usual).await?;
         Ok(parked)
     };
     timeout(PARK_TIMEOUT, work).await.map_err(|_| Error::Late)?
+}
+
+/// Makes a parked fork that holds what its first use needs.
+async fn warm(engine: &Engine, zygote: &Zygote, settings: &PoolSettings) -> Result<Parked, Error> {
+    let mut parked = make(engine, zygote, View::Complete, settings.pre_fault).await?;
+    if settings.rehearsal != Rehearsal::Off {
+        parked.rehearse(engine, settings.rehearsal).await?;
+        parked.rewind().await?;
+        if parked.nic.is_some() {
+            parked.prepare(engine).await?;
+        }
+        // Where nothing is left to be done at the first connection.
+        if settings.rehearsal == Rehearsal::Command {
+            parked.agent = Some(parked.connect().await?);
+        }
+    }
+    Ok(parked)
 }
 
 /// What a fork touches. `agent` is whether it has one. The fork ends with it.
@@ -296,8 +305,8 @@ impl Parked {
         Ok(nic.admit(|| usual.bound(&nobody, None, address)).await?)
     }
 
-    async fn rewind(&self, keep_writes: bool) -> Result<(), Error> {
-        self.socket.send(&ToFork::Rewind { keep_writes }, &[]).await?;
+    async fn rewind(&self) -> Result<(), Error> {
+        self.socket.send(&ToFork::Rewind { keep_writes: true }, &[]).await?;
         self.until_parked().await
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{
     Status,
-    kernel::{cgroup_mount, favors_changes, version},
+    kernel::{cgroup_mount, favors_changes, offers_debugfs, version},
     probe,
 };
 
@@ -51,4 +51,10 @@ fn the_option_for_changing_cgroups_is_found_among_mounts() {
     assert!(favors_changes(with));
     assert!(!favors_changes(without));
     assert!(!favors_changes("30 23 0:26 / /sys rw - sysfs sysfs rw,favordynmods\n"));
+}
+
+#[test]
+fn debugfs_is_found_among_file_systems() {
+    assert!(offers_debugfs("nodev\tsysfs\nnodev\tdebugfs\n\text4\n"));
+    assert!(!offers_debugfs("nodev\tsysfs\nnodev\ttracefs\n\text4\n"));
 }

@@ -141,6 +141,15 @@ impl GuestMemory {
         let _ = self.pieces(runs).try_for_each(|(start, len)| self.mapping.copy(start, len));
     }
 
+    /// Makes a copy-on-write view of the complete `image` a new one: without copies, and without page tables that were inherited. No
+    /// userfaultfd is registered for it.
+    ///
+    /// # Errors
+    /// ENOMEM.
+    pub fn renew(&self, image: &File) -> io::Result<()> {
+        self.mapping.renew(image)
+    }
+
     /// Throws this process's copies of these pages away (runs as in [`GuestMemory::copy_ahead`]), made so that a process that was forked
     /// from it since has them alone. Pages outside of the memory are ignored, and so is the host's refusal: the other
     /// process then copies them once more.

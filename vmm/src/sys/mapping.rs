@@ -128,6 +128,19 @@ impl Mapping {
         Ok(unsafe { madvise(start, len as usize, Advice::LinuxDontNeed) }?)
     }
 
+    /// Maps `file` anew, copy-on-write, where [`Mapping::copy_on_write`] has mapped it: the process's own copies go, and so do the page tables,
+    /// its own and those that KVM has for the guest.
+    ///
+    /// # Errors
+    /// ENOMEM.
+    pub fn renew(&self, file: impl AsFd) -> io::Result<()> {
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
+        // SAFETY: the range is this mapping, which is guest memory: no Rust object lives in it, and it is mapped again at once.
+        unsafe { rustix::mm::mmap(self.address as *mut _, self.len, protection, flags, file, 0)? };
+        Ok(())
+    }
+
     fn piece(&self, offset: u64, len: u64) -> *mut std::ffi::c_void {
         let end = offset.checked_add(len);
         assert!(end.is_some_and(|end| end <= self.len as u64), "piece outside of the mapping");

@@ -98,6 +98,10 @@ fn live(
     // Held until the process ends: closing it would end the registration.
     let _faults = match view {
         View::Complete => None,
+        View::Bare => {
+            zygote.memory.renew(&zygote.image).map_err(Error::Process)?;
+            None
+        }
         View::Lazy => Some(announce_faults(zygote, control)?),
         View::Exact => Some(Uffd::without_fault_around(zygote.memory.mapping())?),
     };
@@ -107,7 +111,7 @@ fn live(
     };
     // Before the VM exists: no second-stage entry has to be taken back for it. Where they are missing, these pages are what the
     // pager reads first, and nothing goes on without them.
-    if view != View::Exact {
+    if matches!(view, View::Complete | View::Lazy) {
         zygote.memory.copy_ahead(&zygote.first_pages.acknowledge);
     }
     let seed = EventLoopSeed::new()?;
@@ -117,11 +121,11 @@ fn live(
         machine.pre_fault(prepared, &zygote.first_pages.read);
     }
     let (desk, mut source) = Desk::open(control, &zygote.memory);
-    if view == View::Complete {
+    if matches!(view, View::Complete | View::Bare) {
         let (memory, command) = (zygote.memory.clone(), zygote.first_pages.command.clone());
         source.before_connection(move || memory.copy_ahead(&command));
     }
-    let trim_after = if view == View::Complete { zygote.trim_after } else { None };
+    let trim_after = zygote.trim_after.filter(|_| matches!(view, View::Complete | View::Bare));
     source.trim_after(trim_after);
     let mut event_loop = seed.serve(machine.devices().clone(), source).start()?;
     stamps.restored = clock::monotonic_ns();

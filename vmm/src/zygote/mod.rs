@@ -255,7 +255,7 @@ impl Zygote {
             }
         };
         self.spawned = true;
-        let primed = std::mem::take(&mut self.primed);
+        let primed = wanted.view != View::Bare && std::mem::take(&mut self.primed);
         if primed {
             // Before the fork comes to write: it would copy what it shares with the zygote.
             self.memory.give_away(&self.first_pages.acknowledge);

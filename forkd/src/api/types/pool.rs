@@ -29,7 +29,8 @@ pub struct PoolSettings {
     /// What they run before.
     #[serde(default)]
     pub rehearsal: Rehearsal,
-    /// Whether the pages written in the rehearsal stay private: no copying after the activation, for their memory.
+    /// Whether parked forks hold what their first use needs: the pages that the rehearsal wrote, and page tables. If not they are bare: nothing
+    /// runs in them before, and they take the least memory and the longest time to their first answer.
     #[serde(default = "yes")]
     pub keep_writes: bool,
     /// Whether the pages that forks read first are mapped for their guests ahead, where the host has KVM_PRE_FAULT_MEMORY.
