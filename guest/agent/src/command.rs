@@ -1,15 +1,17 @@
 //! Starting programs: environment, lookup in `PATH`, user, working directory.
 
 use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::fs::File;
 use std::io;
-use std::os::unix::process::CommandExt;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use rustix::fs::Access;
-use rustix::process::{Gid, Pid, Uid};
+use rustix::process::Pid;
 
-use crate::sys;
+use crate::sys::spawn::{self, Ids, Program};
 use crate::users::{self, User};
 
 /// Where commands run that name no other place: the agent's own working directory, so that nothing has to be done for it.
@@ -64,11 +66,32 @@ pub struct Request<'a> {
 #[derive(Debug)]
 pub struct Streams {
     /// Input.
-    pub stdin: Stdio,
+    pub stdin: OwnedFd,
     /// Output.
-    pub stdout: Stdio,
+    pub stdout: OwnedFd,
     /// Error.
-    pub stderr: Stdio,
+    pub stderr: OwnedFd,
+}
+
+/// What swallows output and gives no input.
+pub fn null() -> io::Result<OwnedFd> {
+    Ok(File::options().read(true).write(true).open("/dev/null")?.into())
+}
+
+/// One of the agent's own streams, for a command as well.
+pub fn own(stream: impl AsFd) -> io::Result<OwnedFd> {
+    stream.as_fd().try_clone_to_owned()
+}
+
+impl Streams {
+    /// No input, and output where the agent's own goes.
+    pub fn console() -> Result<Self, Error> {
+        let open = || Ok(Self { stdin: null()?, stdout: own(io::stdout())?, stderr: own(io::stderr())? });
+        open().map_err(|source| Error::System {
+            program: "a command: its streams are not to be had".into(),
+            source,
+        })
+    }
 }
 
 /// What every command starts from: `PATH` and root's identity, overridden by the template's environment.
@@ -98,21 +121,17 @@ pub fn spawn(request: Request<'_>, streams: Streams) -> Result<Pid, Error> {
     let name = &request.argv[0];
     let program = find_program(name, cwd, environment.get("PATH").map_or(DEFAULT_PATH, String::as_str))
         .ok_or_else(|| Error::NotFound(name.clone()))?;
-    let mut command = Command::new(program);
-    command.arg0(name).args(&request.argv[1..]).env_clear().envs(environment);
-    if cwd != DIRECTORY {
-        command.current_dir(cwd);
-    }
-    command.process_group(0).stdin(streams.stdin).stdout(streams.stdout).stderr(streams.stderr);
-    if let Some(user) = user {
-        let groups = user.groups.into_iter().map(Gid::from_raw).collect();
-        sys::command::run_as(&mut command, Uid::from_raw(user.uid), Gid::from_raw(user.gid), groups);
-    }
-    match command.spawn() {
-        // The handle is dropped: waiting is the reaper's business.
-        Ok(child) => Ok(Pid::from_child(&child)),
-        Err(error) => Err(refused(name, error)),
-    }
+    let text = |text: String| CString::new(text).expect("no NUL: it was checked");
+    let program = Program {
+        path: CString::new(program.into_os_string().into_vec()).expect("no NUL: its parts were checked"),
+        arguments: request.argv.iter().cloned().map(text).collect(),
+        environment: environment.into_iter().map(|(name, value)| text(format!("{name}={value}"))).collect(),
+        directory: (cwd != DIRECTORY).then(|| text(cwd.to_owned())),
+        streams: [streams.stdin, streams.stdout, streams.stderr],
+        user: user.map(|User { uid, gid, groups, .. }| Ids { uid, gid, groups }),
+    };
+    // Waiting is the reaper's business.
+    spawn::spawn(&program).map_err(|error| refused(name, error))
 }
 
 fn check(request: Request<'_>) -> Result<(), Error> {
@@ -141,8 +160,7 @@ fn find_user(name: &str) -> Result<User, Error> {
     }
 }
 
-/// The file to execute for `name`, absolute so that the standard library can start it by posix_spawn (a vfork)
-/// even when the command has a `PATH` of its own.
+/// The file to execute for `name`.
 fn find_program(name: &str, cwd: &str, path: &str) -> Option<PathBuf> {
     let candidate = |directory: &str| {
         let file = Path::new(cwd).join(directory).join(name);

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use forkling_proto::config::{GuestConfig, Ready};
@@ -94,9 +93,9 @@ impl Workload<'_> {
     }
 
     fn start<'c>(&self, argv: &'c [String]) -> Result<(Pid, &'c [String]), Error> {
-        let streams = Streams { stdin: Stdio::null(), stdout: Stdio::inherit(), stderr: Stdio::inherit() };
         let request = Request { argv, base: self.environment, env: &[], cwd: None, user: None };
-        let pid = command::spawn(request, streams)
+        let pid = Streams::console()
+            .and_then(|streams| command::spawn(request, streams))
             .map_err(|source| Error::Service { line: command::line(argv), source })?;
         console::say(&format!("service {}: {}", pid.as_raw_nonzero(), command::line(argv)));
         Ok((pid, argv))

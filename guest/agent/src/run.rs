@@ -3,7 +3,6 @@
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -94,8 +93,9 @@ pub fn to_end(
     let log = rustix::fs::memfd_create("stderr", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
         .map_err(|errno| waiting(errno.into()))?;
     let stderr = log.try_clone().map_err(waiting)?;
-    let stdout = if role == Role::Ready { Stdio::null() } else { Stdio::inherit() };
-    let streams = Streams { stdin: Stdio::null(), stdout, stderr: stderr.into() };
+    let stdout = if role == Role::Ready { command::null() } else { command::own(io::stdout()) };
+    let (stdin, stdout) = (command::null().map_err(waiting)?, stdout.map_err(waiting)?);
+    let streams = Streams { stdin, stdout, stderr };
     let request = Request { argv, base: environment, env: &[], cwd: None, user: None };
     let pid =
         command::spawn(request, streams).map_err(|source| Error::Start { role, line: line(), source })?;

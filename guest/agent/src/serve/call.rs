@@ -77,8 +77,7 @@ impl Call {
             cwd: exec.cwd.as_deref(),
             user: exec.user.as_deref(),
         };
-        let streams =
-            Streams { stdin: child_stdin.into(), stdout: child_stdout.into(), stderr: child_stderr.into() };
+        let streams = Streams { stdin: child_stdin, stdout: child_stdout, stderr: child_stderr };
         let pid = command::spawn(request, streams)?;
         let output = |kind, pipe| Some(Output { kind, pipe, watched: false, left: None });
         Ok(Self {

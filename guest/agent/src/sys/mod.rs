@@ -7,6 +7,7 @@ pub mod mapped;
 pub mod process;
 pub mod random;
 pub mod socket;
+pub mod spawn;
 
 use std::io;
 
