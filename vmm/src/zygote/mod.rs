@@ -5,6 +5,7 @@
 
 mod control;
 mod fork;
+mod runs;
 mod touched;
 
 use std::{
@@ -20,7 +21,7 @@ use crate::{
     clock,
     machine::{self, PreparedMachine},
     memory::guest::GuestMemory,
-    protocol::{Failure, FailureKind, FirstPages, FromZygote, Stamps, ToZygote, View},
+    protocol::{Failure, FailureKind, FirstPages, FromZygote, PageRun, Stamps, ToZygote, View},
     snapshot::Snapshot,
     sys::{
         mapping::Mapping,
@@ -44,6 +45,8 @@ pub struct Zygote {
     chores: Vec<Chore>,
     /// Whether `memory` holds copies of the pages that the next fork writes first ([`Chore::Prime`]).
     primed: bool,
+    /// All these pages, in as few runs as there can be without one that forks read.
+    primable: Vec<PageRun>,
     /// Whether a fork was just made, so that chores have to wait.
     spawned: bool,
     snapshot: Snapshot,
@@ -181,6 +184,7 @@ impl Zygote {
             trim_after: None,
             chores: Vec::new(),
             primed: false,
+            primable: Vec::new(),
             spawned: false,
             snapshot,
             msr_list,
@@ -212,11 +216,11 @@ impl Zygote {
         control.receive()
     }
 
-    /// Throws the copies away that were made for a fork that will never be.
-    fn unprime(&mut self) {
+    /// Throws the copies away that it made. To a fork that has inherited them they are left so: it is the only one then that has them, and
+    /// the kernel lets it write to them as they are.
+    fn give_away(&mut self) {
         if std::mem::take(&mut self.primed) {
-            self.memory.give_away(&self.first_pages.acknowledge);
-            self.memory.give_away(&self.first_pages.command);
+            self.memory.give_away(&self.primable);
             self.chores.push(Chore::Prime);
         }
     }
@@ -226,14 +230,14 @@ impl Zygote {
     fn take_first_pages(&mut self, set: FirstPages) {
         let large = self.memory.worth_enlarging(&set.read, &[&set.acknowledge, &set.command]);
         tracing::debug!(parts = large.len(), "what forks only read goes into large pages");
-        self.unprime();
+        self.give_away();
+        self.primable = runs::joined(&[&set.acknowledge, &set.command], &set.read);
         let when_complete = [Chore::Prime, Chore::MapAhead].into_iter().filter(|_| !set.read.is_empty());
         self.chores = when_complete.chain(large.into_iter().map(Chore::Enlarge)).collect();
         self.first_pages = set;
     }
 
-    /// Makes the process of one fork. Copies that the zygote has made are thrown away as soon as the fork has inherited them: it is the only one
-    /// then that has them, so the kernel lets it write to them as they are.
+    /// Makes the process of one fork.
     fn spawn(
         &mut self,
         control: &mut Channel,
@@ -244,7 +248,7 @@ impl Zygote {
         let stamps = Stamps { requested: clock::monotonic_ns(), ..Stamps::default() };
         if wanted.view == View::Exact {
             // What it inherits would count as touched by it.
-            self.unprime();
+            self.give_away();
         }
         let answer = match process::fork_as_sibling(&self.single) {
             Ok(Forked::Child) => fork::run(self, control, wires, wanted, stamps),
@@ -255,17 +259,11 @@ impl Zygote {
             }
         };
         self.spawned = true;
-        let primed = wanted.view != View::Bare && std::mem::take(&mut self.primed);
-        if primed {
-            // Before the fork comes to write: it would copy what it shares with the zygote.
-            self.memory.give_away(&self.first_pages.acknowledge);
+        // At once: a fork that comes to write before copies what it shares with the zygote. A bare one takes nothing over.
+        if wanted.view != View::Bare {
+            self.give_away();
         }
-        control.send(&answer, &[])?;
-        if primed {
-            self.memory.give_away(&self.first_pages.command);
-            self.chores.push(Chore::Prime);
-        }
-        Ok(())
+        Ok(control.send(&answer, &[])?)
     }
 }
 
