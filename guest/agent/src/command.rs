@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::Access;
-use rustix::process::Pid;
+use rustix::process::{Gid, Pid, Uid};
 
 use crate::sys::spawn::{self, Ids, Program};
 use crate::users::{self, User};
@@ -128,7 +128,11 @@ pub fn spawn(request: Request<'_>, streams: Streams) -> Result<Pid, Error> {
         environment: environment.into_iter().map(|(name, value)| text(format!("{name}={value}"))).collect(),
         directory: (cwd != DIRECTORY).then(|| text(cwd.to_owned())),
         streams: [streams.stdin, streams.stdout, streams.stderr],
-        user: user.map(|User { uid, gid, groups, .. }| Ids { uid, gid, groups }),
+        user: user.map(|User { uid, gid, groups, .. }| Ids {
+            uid: Uid::from_raw(uid),
+            gid: Gid::from_raw(gid),
+            groups: groups.into_iter().map(Gid::from_raw).collect(),
+        }),
     };
     // Waiting is the reaper's business.
     spawn::spawn(&program).map_err(|error| refused(name, error))

@@ -3,13 +3,15 @@
 //! posix_spawn(3) asks for the disposition of each signal in each child, maps a stack for it, and cannot change the user: a tenth of
 //! the time until a command has ended, in a fork whose memory is warm. fork(2) copies page tables and then pages.
 
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::convert::Infallible;
+use std::ffi::{CString, c_char, c_int, c_void};
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr;
 
-use rustix::process::Pid;
+use rustix::io::Errno;
+use rustix::process::{Gid, Pid, Uid};
 
 use super::check;
 
@@ -40,11 +42,11 @@ pub struct Program {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ids {
     /// User id.
-    pub uid: u32,
+    pub uid: Uid,
     /// Group id.
-    pub gid: u32,
+    pub gid: Gid,
     /// All groups.
-    pub groups: Vec<u32>,
+    pub groups: Vec<Gid>,
 }
 
 /// Runs `program` in a process group of its own, with no signal blocked and SIGPIPE as it is usual; returns when it runs. The id is also the group's.
@@ -58,81 +60,69 @@ pub fn spawn(program: &Program) -> io::Result<Pid> {
     assert!(program.streams.iter().all(|stream| stream.as_raw_fd() > libc::STDERR_FILENO));
     let arguments = pointers(&program.arguments);
     let environment = pointers(&program.environment);
-    let mut child = Child {
-        path: program.path.as_ptr(),
-        arguments: arguments.as_ptr(),
-        environment: environment.as_ptr(),
-        directory: program.directory.as_deref().map_or(ptr::null(), CStr::as_ptr),
-        streams: program.streams.each_ref().map(AsRawFd::as_raw_fd),
-        user: program.user.as_ref().map_or(ptr::null(), ptr::from_ref),
-        error: 0,
-    };
+    let mut child =
+        Child { program, arguments: arguments.as_ptr(), environment: environment.as_ptr(), error: None };
     let mut stack = Vec::<MaybeUninit<u128>>::with_capacity(STACK / size_of::<u128>());
     let top = stack.spare_capacity_mut().as_mut_ptr_range().end;
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
-    // The agent has no handlers but those that Rust has for faults; in the child they would run on this stack.
+    // What handles a fault here would run on the child's stack there.
     let before = block_signals()?;
     // SAFETY: the caller stands still until the child has replaced itself or ended (CLONE_VFORK), so `child`, what it points to and
-    // the stack outlive it; `top` is its end, aligned to 16 bytes; `run` makes system calls only, and the process has no other thread.
+    // the stack outlive it; `top` is the stack's end, aligned to 16 bytes; the process has no other thread.
     let result = check(unsafe { libc::clone(run, top.cast(), flags, (&raw mut child).cast()) });
     restore_signals(&before)?;
     let pid = result?;
-    // SAFETY: the child wrote it, if at all, before the call returned.
+    // SAFETY: the child wrote it, if at all, before the call returned; the compiler knows of neither.
     match unsafe { ptr::read_volatile(&raw const child.error) } {
-        0 => Ok(Pid::from_raw(pid).expect("clone returned a process id")),
-        error => Err(io::Error::from_raw_os_error(error)),
+        None => Ok(Pid::from_raw(pid).expect("clone returned a process id")),
+        Some(error) => Err(error.into()),
     }
 }
 
-/// [`Program`] as the kernel takes it.
-struct Child {
-    path: *const c_char,
+/// What the child works on: the parent's memory, while that stands still.
+struct Child<'a> {
+    program: &'a Program,
+    /// [`Program::arguments`] as execve(2) takes them.
     arguments: *const *const c_char,
+    /// [`Program::environment`] as execve(2) takes it.
     environment: *const *const c_char,
-    directory: *const c_char,
-    streams: [RawFd; 3],
-    user: *const Ids,
     /// Why the program does not run.
-    error: c_int,
+    error: Option<Errno>,
 }
 
 /// The child: does not return when all goes well.
 extern "C" fn run(child: *mut c_void) -> c_int {
-    let child = child.cast::<Child>();
-    // SAFETY: `spawn` gave a pointer to its own `Child`, which nobody else uses before this process is gone from it.
-    let child = unsafe { &mut *child };
-    // SAFETY: the pointers are those that `spawn` made of a `Program` that it still borrows.
-    let error = unsafe { become_program(child) };
-    // SAFETY: as above; volatile, because the parent reads it without the compiler knowing of this write.
-    unsafe { ptr::write_volatile(&raw mut child.error, error) };
+    // SAFETY: `spawn` gave a pointer to its own `Child`, which it does not use before this process is gone.
+    let child = unsafe { &mut *child.cast::<Child<'_>>() };
+    let Err(error) = become_program(child);
+    // SAFETY: the field is this process's own until then; volatile, since the compiler does not know who reads it.
+    unsafe { ptr::write_volatile(&raw mut child.error, Some(error)) };
     // SAFETY: ends the process at once: nothing of the parent's, whose memory this is, is run or flushed.
     unsafe { libc::_exit(FAILED) }
 }
 
-/// Turns the process into the program; returns the error number if it cannot.
-///
-/// # Safety
-/// All pointers are valid, and the lists end with null.
-#[allow(clippy::multiple_unsafe_ops_per_block)]
-unsafe fn become_program(child: &Child) -> c_int {
-    // SAFETY: system calls with numbers, and with pointers that the caller vouches for; the wrappers used allocate nothing and take no lock.
-    // Ids are set by the bare calls: the C library's would have all threads of the parent follow.
-    unsafe {
-        let done = libc::signal(libc::SIGPIPE, libc::SIG_DFL) != libc::SIG_ERR
-            && libc::setpgid(0, 0) == 0
-            && child.user.as_ref().is_none_or(|ids| {
-                libc::syscall(libc::SYS_setgroups, ids.groups.len(), ids.groups.as_ptr()) == 0
-                    && libc::syscall(libc::SYS_setresgid, ids.gid, ids.gid, ids.gid) == 0
-                    && libc::syscall(libc::SYS_setresuid, ids.uid, ids.uid, ids.uid) == 0
-            })
-            && (0..).zip(child.streams).all(|(target, fd)| libc::dup2(fd, target) == target)
-            && (child.directory.is_null() || libc::chdir(child.directory) == 0)
-            && unblock_signals();
-        if done {
-            libc::execve(child.path, child.arguments, child.environment);
-        }
-        *libc::__errno_location()
+/// Turns the process into the program. Makes system calls, and allocates nothing.
+fn become_program(child: &Child<'_>) -> Result<Infallible, Errno> {
+    let Program { path, directory, streams: [stdin, stdout, stderr], user, .. } = child.program;
+    // SAFETY: takes numbers. Rust ignores this signal, which a program would inherit.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    rustix::process::setpgid(None, None)?;
+    if let Some(Ids { uid, gid, groups }) = user {
+        // Groups and group first: without root they could not be set any more. The calls change one thread, and this process has no other.
+        rustix::thread::set_thread_groups(groups)?;
+        rustix::thread::set_thread_res_gid(*gid, *gid, *gid)?;
+        rustix::thread::set_thread_res_uid(*uid, *uid, *uid)?;
     }
+    rustix::stdio::dup2_stdin(stdin)?;
+    rustix::stdio::dup2_stdout(stdout)?;
+    rustix::stdio::dup2_stderr(stderr)?;
+    if let Some(directory) = directory {
+        rustix::process::chdir(directory)?;
+    }
+    unblock_signals();
+    // SAFETY: `spawn` made both lists, which end with null, of strings that it still borrows.
+    unsafe { libc::execve(path.as_ptr(), child.arguments, child.environment) };
+    Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::NOEXEC))
 }
 
 /// As execve(2) takes them.
@@ -156,11 +146,11 @@ fn restore_signals(mask: &libc::sigset_t) -> io::Result<()> {
     check(unsafe { libc::sigprocmask(libc::SIG_SETMASK, mask, ptr::null_mut()) }).map(drop)
 }
 
-/// Lets every signal through; whether that worked. Allocates nothing.
-fn unblock_signals() -> bool {
+/// Lets every signal through.
+fn unblock_signals() {
     let mut none = MaybeUninit::uninit();
     // SAFETY: sigemptyset initialises the set it is given.
-    let made = unsafe { libc::sigemptyset(none.as_mut_ptr()) } == 0;
+    unsafe { libc::sigemptyset(none.as_mut_ptr()) };
     // SAFETY: the set is initialised; no old one is asked for.
-    made && unsafe { libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), ptr::null_mut()) } == 0
+    unsafe { libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), ptr::null_mut()) };
 }
