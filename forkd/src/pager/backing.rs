@@ -1,15 +1,13 @@
 //! An image and the snapshot it is filled from.
 
-use std::ops::Range;
 use std::os::fd::BorrowedFd;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use forkling_vmm::memory::image::{self, Filling, Image};
+use forkling_vmm::memory::image::{self, Draft, Filling, Image};
 use forkling_vmm::protocol::PageRun;
 use forkling_vmm::snapshot::packed::SEGMENT_PAGES;
-use forkling_vmm::snapshot::{self, ChunkBuffer, ChunkReader, PackedPages, Snapshot};
+use forkling_vmm::snapshot::{self, AlignedChunk, ChunkBuffer, ChunkReader, PackedPages, Snapshot};
 
 use super::Error;
 use super::fetch::Lane;
@@ -26,8 +24,6 @@ pub(super) enum Piece {
 /// The pages of the working set that can be read by themselves.
 struct Packed {
     pages: PackedPages,
-    /// Each page with its segment, by page; put together for the first fault, which mostly comes when all that is urgent is done.
-    segments: OnceLock<Vec<(u32, u32)>>,
     /// One could not be read: all is left to the chunks.
     spoilt: AtomicBool,
 }
@@ -80,12 +76,16 @@ pub(super) enum Place {
 }
 
 impl Backing {
-    /// An empty image for the snapshot, to be filled lazily if this process can (see [`Image::new`]).
+    /// An image for the snapshot, to be filled lazily if this process can (see [`Image::new`]). What its first fork cannot go on
+    /// without is in it already, if that is known: while nobody has the image, it gets in for less than it would by a fork's faults.
     pub fn new(snapshot: Snapshot) -> Result<Self, image::Error> {
-        let image = Image::new(snapshot.manifest().memory_bytes)?;
-        let mut backing = Self::with_image(snapshot, image);
+        let mut draft = Draft::new(snapshot.manifest().memory_bytes)?;
+        let packed = Packed::of(&snapshot);
+        let filled = packed.as_ref().map_or(0, |packed| packed.fill(&mut draft));
+        let mut backing = Self::with_image(snapshot, draft.finish()?);
         if backing.is_lazy() {
-            backing.packed = Packed::of(&backing.snapshot);
+            backing.packed = packed;
+            *backing.prefetched_pages.get_mut() = filled;
         }
         Ok(backing)
     }
@@ -193,12 +193,11 @@ impl Backing {
         self.packed.as_ref().filter(|packed| !packed.spoilt.load(Ordering::Relaxed))
     }
 
-    /// What to read before the first fork, and what soon after: the working set, by pages where it can be had so.
+    /// What of the working set to read before the first fork, and what soon after. By pages, where it can be had so: then the first is done.
     pub(super) fn first_pieces(&self) -> Result<(Vec<Piece>, Vec<Piece>), snapshot::Error> {
-        if let Some(Packed { pages, .. }) = &self.packed {
-            let of =
-                |segments: Range<usize>| segments.map(|segment| Piece::Segment(segment as u32)).collect();
-            return Ok((of(0..pages.urgent_segments()), of(pages.urgent_segments()..pages.segments())));
+        if let Some(Packed { pages, .. }) = self.usable_pages() {
+            let others = pages.urgent_segments()..pages.segments();
+            return Ok((Vec::new(), others.map(|segment| Piece::Segment(segment as u32)).collect()));
         }
         let set = self.snapshot.working_set()?.unwrap_or_default();
         Ok((set.chunks().into_iter().map(Piece::Chunk).collect(), Vec::new()))
@@ -292,21 +291,32 @@ impl Packed {
             tracing::warn!("the pages of a recorded working set are of no use: {error}");
             None
         })?;
-        Some(Self { pages, segments: OnceLock::new(), spoilt: AtomicBool::new(false) })
+        Some(Self { pages, spoilt: AtomicBool::new(false) })
+    }
+
+    /// Puts what is urgent into an image; returns the number of pages. What cannot be read is left to the chunks.
+    fn fill(&self, draft: &mut Draft) -> u64 {
+        let (mut buffer, mut filled) = (AlignedChunk::zeroed(), 0);
+        for segment in 0..self.pages.urgent_segments() {
+            let pages = self.pages.pages_of(segment);
+            let read = self.pages.read(segment, &mut buffer).map_err(Error::from);
+            if let Err(error) = read.and_then(|()| Ok(draft.write_pages(pages, &buffer[..])?)) {
+                self.spoil(&error);
+                break;
+            }
+            filled += pages.len() as u64;
+        }
+        filled
+    }
+
+    /// Has no more of it read: it holds copies only, and who needs a page is given its chunk.
+    fn spoil(&self, error: &Error) {
+        tracing::warn!("pages of a recorded working set are of no use: {}", error.failure().message);
+        self.spoilt.store(true, Ordering::Relaxed);
     }
 
     fn segment_of(&self, page: u32) -> Option<u32> {
-        let segments = self.segments.get_or_init(|| self.by_page());
-        let at = segments.binary_search_by_key(&page, |&(page, _)| page).ok()?;
-        Some(segments[at].1)
-    }
-
-    fn by_page(&self) -> Vec<(u32, u32)> {
-        let of =
-            |segment: usize| self.pages.pages_of(segment).iter().map(move |&page| (page, segment as u32));
-        let mut pages: Vec<_> = (0..self.pages.segments()).flat_map(of).collect();
-        pages.sort_unstable();
-        pages
+        self.pages.place(page).map(|place| (place / SEGMENT_PAGES) as u32)
     }
 }
 

@@ -13,7 +13,7 @@ use memmap2::{MmapMut, MmapOptions};
 use rustix::fs::SeekFrom;
 
 use super::layout::{MIB, PAGE};
-use crate::sys::memfd::SealedMemory;
+use crate::sys::memfd::{MemoryDraft, SealedMemory};
 use crate::sys::uffd::{Inserter, Scope, Uffd};
 
 /// Size of a chunk, the unit in which images are stored and filled, in bytes.
@@ -129,14 +129,67 @@ enum Filler {
     Plain(SealedMemory),
 }
 
+/// An image that nobody has yet. What its first fork is known to need gets in by plain writes, for less than a later insertion.
+#[derive(Debug)]
+pub struct Draft {
+    memory: MemoryDraft,
+    len: u64,
+    pages: Vec<u32>,
+}
+
+impl Draft {
+    /// An empty one of `len` bytes, a multiple of [`CHUNK`].
+    pub fn new(len: u64) -> Result<Self, Error> {
+        assert!(len > 0 && len.is_multiple_of(CHUNK as u64), "an image is a whole number of chunks");
+        let memory = MemoryDraft::new("forkling-image", len).map_err(|source| Error::Create { len, source })?;
+        Ok(Self { memory, len, pages: Vec::new() })
+    }
+
+    /// Writes single pages, each once: page `pages[n]` from the nth 4 KiB of `contents`.
+    ///
+    /// # Panics
+    /// When `contents` is too short.
+    pub fn write_pages(&mut self, pages: &[u32], contents: &[u8]) -> Result<(), Error> {
+        let mut rest = contents;
+        for run in pages.chunk_by(|&a, &b| b == a + 1) {
+            let (now, later) = rest.split_at(run.len() * PAGE as usize);
+            let first = u64::from(run[0]);
+            let insert = |source| Error::Insert { chunk: first / CHUNK_PAGES, source };
+            self.memory.write(first * PAGE, now).map_err(insert)?;
+            self.pages.extend_from_slice(run);
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// The image; filled lazily from now on if this process can.
+    pub fn finish(self) -> Result<Image, Error> {
+        let Self { memory, len, pages } = self;
+        let create = |source| Error::Create { len, source };
+        let memory = memory.seal().map_err(create)?;
+        // A large page, where the host gives such to every memfd, would make memory look filled that is not.
+        if memory.allocated_bytes().map_err(create)? != pages.len() as u64 * PAGE {
+            return Image::new(len);
+        }
+        let image = Image::over(memory);
+        if image.filling() == Filling::Lazy {
+            pages.iter().for_each(|&page| image.note_page(page.into()));
+        }
+        Ok(image)
+    }
+}
+
 impl Image {
     /// An empty image of `len` bytes, a multiple of [`CHUNK`]; filled lazily if this process can.
     pub fn new(len: u64) -> Result<Self, Error> {
-        let filler = match Inserter::new(Self::memory(len)?) {
+        Ok(Self::over(Self::memory(len)?))
+    }
+
+    fn over(memory: SealedMemory) -> Self {
+        Self::with_filler(match Inserter::new(memory) {
             Ok(inserter) => Filler::Atomic(inserter),
             Err((memory, _)) => Filler::Plain(memory),
-        };
-        Ok(Self::with_filler(filler))
+        })
     }
 
     /// An empty image that must be filled before the first fork.
@@ -145,8 +198,7 @@ impl Image {
     }
 
     fn memory(len: u64) -> Result<SealedMemory, Error> {
-        assert!(len > 0 && len.is_multiple_of(CHUNK as u64), "an image is a whole number of chunks");
-        SealedMemory::new("forkling-image", len).map_err(|source| Error::Create { len, source })
+        Draft::new(len)?.memory.seal().map_err(|source| Error::Create { len, source })
     }
 
     fn with_filler(filler: Filler) -> Self {
@@ -273,9 +325,7 @@ impl Image {
             let chunk = first / CHUNK_PAGES;
             let inserted = inserter.insert(first * PAGE, contents);
             foreign += inserted.map_err(|source| Error::Insert { chunk, source })?;
-            for page in run.iter().map(|&page| u64::from(page)) {
-                self.mask(page / CHUNK_PAGES).fetch_or(1 << (page % CHUNK_PAGES), Ordering::AcqRel);
-            }
+            run.iter().for_each(|&page| self.note_page(page.into()));
         }
         Ok(foreign)
     }
@@ -298,6 +348,10 @@ impl Image {
             page = end;
         }
         Ok(foreign)
+    }
+
+    fn note_page(&self, page: u64) {
+        self.mask(page / CHUNK_PAGES).fetch_or(1 << (page % CHUNK_PAGES), Ordering::AcqRel);
     }
 
     fn mask(&self, chunk: u64) -> &AtomicU16 {

@@ -67,6 +67,11 @@ impl PackedPages {
         &self.numbers[..self.written]
     }
 
+    /// The position of a page among all of them.
+    pub fn place(&self, page: u32) -> Option<usize> {
+        self.numbers.iter().position(|&number| number == page)
+    }
+
     /// Numbers of the pages in a segment, 1 to 16, in their order. Panics past the end.
     pub fn pages_of(&self, segment: usize) -> &[u32] {
         let first = segment * SEGMENT_PAGES;
