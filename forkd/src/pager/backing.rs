@@ -34,6 +34,8 @@ pub struct Backing {
     image: Image,
     packed: Option<Packed>,
     data_chunks: u64,
+    /// Whether what is not urgent of the working set was asked for.
+    reads_on: AtomicBool,
     /// Chunks with data that are in memory.
     loaded: AtomicU64,
     faults: AtomicU64,
@@ -77,10 +79,10 @@ pub(super) enum Place {
 
 impl Backing {
     /// An image for the snapshot, to be filled lazily if this process can (see [`Image::new`]). What its first fork cannot go on
-    /// without is in it already, if that is known: while nobody has the image, it gets in for less than it would by a fork's faults.
-    pub fn new(snapshot: Snapshot) -> Result<Self, image::Error> {
+    /// without is in it already, if that is known: `pages` are those of the recorded working set.
+    pub fn new(snapshot: Snapshot, pages: Option<PackedPages>) -> Result<Self, image::Error> {
         let mut draft = Draft::new(snapshot.manifest().memory_bytes)?;
-        let packed = Packed::of(&snapshot);
+        let packed = pages.map(|pages| Packed { pages, spoilt: AtomicBool::new(false) });
         let filled = packed.as_ref().map_or(0, |packed| packed.fill(&mut draft));
         let mut backing = Self::with_image(snapshot, draft.finish()?);
         if backing.is_lazy() {
@@ -104,6 +106,7 @@ impl Backing {
             image,
             packed: None,
             data_chunks,
+            reads_on: AtomicBool::new(false),
             loaded,
             faults,
             zero_faults,
@@ -193,14 +196,23 @@ impl Backing {
         self.packed.as_ref().filter(|packed| !packed.spoilt.load(Ordering::Relaxed))
     }
 
-    /// What of the working set to read before the first fork, and what soon after. By pages, where it can be had so: then the first is done.
-    pub(super) fn first_pieces(&self) -> Result<(Vec<Piece>, Vec<Piece>), snapshot::Error> {
-        if let Some(Packed { pages, .. }) = self.usable_pages() {
-            let others = pages.urgent_segments()..pages.segments();
-            return Ok((Vec::new(), others.map(|segment| Piece::Segment(segment as u32)).collect()));
+    /// What of the working set to read before the first fork, unless it was there from the beginning.
+    pub(super) fn urgent_pieces(&self) -> Result<Vec<Piece>, snapshot::Error> {
+        if self.packed.is_some() {
+            return Ok(Vec::new());
         }
         let set = self.snapshot.working_set()?.unwrap_or_default();
-        Ok((set.chunks().into_iter().map(Piece::Chunk).collect(), Vec::new()))
+        Ok(set.chunks().into_iter().map(Piece::Chunk).collect())
+    }
+
+    /// What to read when the first fork has what is urgent; nothing when it was asked for before.
+    pub(super) fn take_later_pieces(&self) -> Vec<Piece> {
+        if self.reads_on.swap(true, Ordering::Relaxed) {
+            return Vec::new();
+        }
+        let segments =
+            self.usable_pages().map(|Packed { pages, .. }| pages.urgent_segments()..pages.segments());
+        segments.into_iter().flatten().map(|segment| Piece::Segment(segment as u32)).collect()
     }
 
     /// Takes charge of a piece that is not on its way. The pager's thread is the only one that does.
@@ -285,17 +297,9 @@ impl Backing {
 }
 
 impl Packed {
-    /// Those of a snapshot, if they are of any use.
-    fn of(snapshot: &Snapshot) -> Option<Self> {
-        let pages = snapshot.working_pages().unwrap_or_else(|error| {
-            tracing::warn!("the pages of a recorded working set are of no use: {error}");
-            None
-        })?;
-        Some(Self { pages, spoilt: AtomicBool::new(false) })
-    }
-
     /// Puts what is urgent into an image; returns the number of pages. What cannot be read is left to the chunks.
     fn fill(&self, draft: &mut Draft) -> u64 {
+        self.pages.spare_page_cache();
         let (mut buffer, mut filled) = (AlignedChunk::zeroed(), 0);
         for segment in 0..self.pages.urgent_segments() {
             let pages = self.pages.pages_of(segment);

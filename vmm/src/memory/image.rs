@@ -3,6 +3,8 @@
 //! It is filled chunk by chunk by the pager, which alone can write to it. Forks get a read-only descriptor. A chunk is
 //! never taken out again; an image goes away as a whole when its last user does.
 
+mod draft;
+
 use std::alloc::Layout;
 use std::io;
 use std::ops::{Deref, DerefMut};
@@ -13,8 +15,9 @@ use memmap2::{MmapMut, MmapOptions};
 use rustix::fs::SeekFrom;
 
 use super::layout::{MIB, PAGE};
-use crate::sys::memfd::{MemoryDraft, SealedMemory};
+use crate::sys::memfd::SealedMemory;
 use crate::sys::uffd::{Inserter, Scope, Uffd};
+pub use draft::Draft;
 
 /// Size of a chunk, the unit in which images are stored and filled, in bytes.
 pub const CHUNK: usize = 64 * 1024;
@@ -129,56 +132,6 @@ enum Filler {
     Plain(SealedMemory),
 }
 
-/// An image that nobody has yet. What its first fork is known to need gets in by plain writes, for less than a later insertion.
-#[derive(Debug)]
-pub struct Draft {
-    memory: MemoryDraft,
-    len: u64,
-    pages: Vec<u32>,
-}
-
-impl Draft {
-    /// An empty one of `len` bytes, a multiple of [`CHUNK`].
-    pub fn new(len: u64) -> Result<Self, Error> {
-        assert!(len > 0 && len.is_multiple_of(CHUNK as u64), "an image is a whole number of chunks");
-        let memory = MemoryDraft::new("forkling-image", len).map_err(|source| Error::Create { len, source })?;
-        Ok(Self { memory, len, pages: Vec::new() })
-    }
-
-    /// Writes single pages, each once: page `pages[n]` from the nth 4 KiB of `contents`.
-    ///
-    /// # Panics
-    /// When `contents` is too short.
-    pub fn write_pages(&mut self, pages: &[u32], contents: &[u8]) -> Result<(), Error> {
-        let mut rest = contents;
-        for run in pages.chunk_by(|&a, &b| b == a + 1) {
-            let (now, later) = rest.split_at(run.len() * PAGE as usize);
-            let first = u64::from(run[0]);
-            let insert = |source| Error::Insert { chunk: first / CHUNK_PAGES, source };
-            self.memory.write(first * PAGE, now).map_err(insert)?;
-            self.pages.extend_from_slice(run);
-            rest = later;
-        }
-        Ok(())
-    }
-
-    /// The image; filled lazily from now on if this process can.
-    pub fn finish(self) -> Result<Image, Error> {
-        let Self { memory, len, pages } = self;
-        let create = |source| Error::Create { len, source };
-        let memory = memory.seal().map_err(create)?;
-        // A large page, where the host gives such to every memfd, would make memory look filled that is not.
-        if memory.allocated_bytes().map_err(create)? != pages.len() as u64 * PAGE {
-            return Image::new(len);
-        }
-        let image = Image::over(memory);
-        if image.filling() == Filling::Lazy {
-            pages.iter().for_each(|&page| image.note_page(page.into()));
-        }
-        Ok(image)
-    }
-}
-
 impl Image {
     /// An empty image of `len` bytes, a multiple of [`CHUNK`]; filled lazily if this process can.
     pub fn new(len: u64) -> Result<Self, Error> {
@@ -198,7 +151,7 @@ impl Image {
     }
 
     fn memory(len: u64) -> Result<SealedMemory, Error> {
-        Draft::new(len)?.memory.seal().map_err(|source| Error::Create { len, source })
+        Draft::new(len)?.seal()
     }
 
     fn with_filler(filler: Filler) -> Self {

@@ -19,7 +19,7 @@ pub struct SealedMemory {
     reader: OwnedFd,
 }
 
-/// The same before anybody else has it: filled by plain writes, which are not atomic and cost half as much as insertion.
+/// Memory that nobody else has yet: filled by plain writes, which whoever had it would see happen.
 #[derive(Debug)]
 pub struct MemoryDraft(File);
 
