@@ -69,11 +69,11 @@ impl Daemon {
         self.child.id().cast_signed()
     }
 
-    /// Its children that are not reaped yet, but for the net process.
+    /// Its children that are not reaped yet, but for the net process and the zygote that is kept ahead of need.
     pub fn children(&self) -> Vec<i32> {
         proc::children(self.pid())
             .into_iter()
-            .filter(|&pid| proc::role(pid).as_deref() != Some("net"))
+            .filter(|&pid| proc::role(pid).as_deref() != Some("net") && !proc::is_spare(pid))
             .collect()
     }
 

@@ -21,7 +21,7 @@ use crate::{
     config::{Args, Config},
     engine::Engine,
     limits::{self, SHUTDOWN_GRACE},
-    template, vsock,
+    template, vsock, zygote,
 };
 
 /// Mode of the socket: its owner and its group may connect.
@@ -103,6 +103,9 @@ async fn serve(engine: &Arc<Engine>, listener: &Listener) -> anyhow::Result<()> 
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let service = api::router(engine.clone()).into_make_service_with_connect_info::<Peer>();
     tokio::spawn(admission::keep(engine.clone()));
+    tokio::spawn(zygote::spare::keep(engine.clone()));
+    let opening = engine.clone();
+    tokio::task::spawn_blocking(move || template::open_ahead(&opening));
     if engine.registry.templates().iter().any(|template| template.record.spec.has_nic()) {
         // Before the first fork asks for it; what fails now fails again then, and is told to who asks.
         let engine = engine.clone();

@@ -18,6 +18,7 @@ use crate::{
     process::Spawner,
     registry::Registry,
     template,
+    zygote::spare::Spare,
 };
 
 /// The daemon's state.
@@ -29,6 +30,8 @@ pub struct Engine {
     pub registry: Arc<Registry>,
     /// Starts processes.
     pub spawner: Spawner,
+    /// A zygote's process for the next template that is loaded.
+    pub spare: Spare,
     /// Images in memory and their pager.
     pub images: Images,
     /// Grants forks.
@@ -63,6 +66,7 @@ impl Engine {
         let engine = Arc::new(Self {
             registry,
             spawner,
+            spare: Spare::default(),
             images,
             admission: Admission::new(config.admission, limits::spawns_in_flight()),
             chunks,

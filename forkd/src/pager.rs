@@ -19,6 +19,7 @@
 
 mod backing;
 mod fetch;
+mod files;
 mod images;
 mod plan;
 mod served;
@@ -40,6 +41,7 @@ use forkling_vmm::snapshot;
 use forkling_vmm::sys::uffd::Uffd;
 
 pub use backing::{Backing, Residency};
+pub use files::Files;
 pub use images::{Error as ImagesError, Images, News, Opened};
 use served::Served;
 
@@ -175,7 +177,9 @@ type Done = Box<dyn FnOnce(Result<(), Failure>) + Send>;
 enum Command {
     AddFork(Served),
     RemoveFork(ForkId),
-    Prefetch(Arc<Backing>, Vec<backing::Piece>, Vec<backing::Piece>),
+    Warm,
+    Prefetch(Arc<Backing>, Vec<backing::Piece>),
+    ReadOn(Arc<Backing>, Vec<backing::Piece>),
     Load(Arc<Backing>, Done),
     Abandon(Arc<Backing>),
     Stop,
@@ -241,11 +245,22 @@ impl Pager {
         }
     }
 
-    /// Reads the recorded working set, if there is one, into memory before forks ask for it, ahead of all loads. What cannot
-    /// be read is left to whoever needs it.
+    /// Makes ready what the first fork of an image that is not there would have to wait for.
+    pub fn warm(&self) -> Result<(), Error> {
+        self.send(Command::Warm)
+    }
+
+    /// Reads what forks touch before their acknowledgement into memory before they ask for it, ahead of all loads, if it is known. What
+    /// cannot be read is left to whoever needs it.
     pub fn prefetch(&self, backing: &Arc<Backing>) -> Result<(), Error> {
-        let (urgent, others) = backing.first_pieces()?;
-        self.send(Command::Prefetch(Arc::clone(backing), urgent, others))
+        let pieces = backing.urgent_pieces()?;
+        if pieces.is_empty() { Ok(()) } else { self.send(Command::Prefetch(Arc::clone(backing), pieces)) }
+    }
+
+    /// Reads what forks touch next, once for each image: the first of them has acknowledged, and is not to be held up any more.
+    pub fn read_on(&self, backing: &Arc<Backing>) -> Result<(), Error> {
+        let pieces = backing.take_later_pieces();
+        if pieces.is_empty() { Ok(()) } else { self.send(Command::ReadOn(Arc::clone(backing), pieces)) }
     }
 
     /// Loads all of an image and calls `done` on the pager's thread: in the background, between faults, if forks may use it

@@ -1,5 +1,7 @@
 //! A template's zygote process, as the daemon holds it.
 
+pub mod spare;
+
 use std::{
     collections::HashMap,
     io,
@@ -11,7 +13,10 @@ use std::{
     time::Duration,
 };
 
-use forkling_vmm::protocol::{Failure, FailureKind, FirstPages, FromZygote, ToZygote, View};
+use forkling_vmm::{
+    protocol::{Failure, FailureKind, FirstPages, FromZygote, ToZygote, View},
+    snapshot::Manifest,
+};
 use tokio::{
     sync::{oneshot, watch},
     time::timeout,
@@ -20,8 +25,9 @@ use tokio::{
 use crate::{
     control::{self, Socket},
     limits::LOAD_TIMEOUT,
-    process::{Process, Spawner},
+    process::Process,
 };
+use spare::Blank;
 
 /// Why there is no zygote.
 #[derive(Debug, thiserror::Error)]
@@ -43,8 +49,10 @@ pub enum Error {
 /// The descriptors a zygote works from.
 #[derive(Clone, Copy, Debug)]
 pub struct Load<'a> {
-    /// The snapshot directory.
-    pub snapshot: BorrowedFd<'a>,
+    /// The snapshot's manifest.
+    pub manifest: &'a Manifest,
+    /// Its `state.json`.
+    pub state: BorrowedFd<'a>,
     /// The image memfd, read-only.
     pub image: BorrowedFd<'a>,
     /// The root image.
@@ -73,10 +81,9 @@ pub struct Zygote {
 }
 
 impl Zygote {
-    /// Starts a zygote and waits until it can fork.
-    pub async fn start(spawner: &Spawner, load: Load<'_>) -> Result<Arc<Self>, Error> {
-        let (socket, theirs) = control::pair().map_err(Error::Start)?;
-        let process = spawner.spawn("zygote", theirs).await.map_err(Error::Start)?;
+    /// Makes a zygote of a process that has no template yet, and waits until it can fork.
+    pub async fn start(blank: Blank, load: Load<'_>) -> Result<Arc<Self>, Error> {
+        let (process, socket) = blank.into_parts();
         let zygote = Arc::new(Self {
             process,
             socket,
@@ -104,10 +111,11 @@ impl Zygote {
     }
 
     async fn load(&self, load: Load<'_>) -> Result<(), Error> {
-        let mut fds = vec![load.snapshot, load.image];
+        let mut fds = vec![load.state, load.image];
         fds.extend(load.root);
         let trim_after_ms = load.trim_after.map(|quiet| quiet.as_millis().try_into().unwrap_or(u32::MAX));
-        self.socket.send(&ToZygote::Load { root: load.root.is_some(), trim_after_ms }, &fds).await?;
+        let (manifest, root) = (load.manifest.encode(), load.root.is_some());
+        self.socket.send(&ToZygote::Load { manifest, root, trim_after_ms }, &fds).await?;
         match self.socket.receive::<FromZygote>().await? {
             Some((FromZygote::Loaded, _)) => Ok(()),
             Some((FromZygote::LoadFailed(failure), _)) => Err(Error::Refused(failure)),

@@ -126,7 +126,7 @@ impl Bench {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         write_snapshot(dir.path());
-        let backing = Arc::new(Backing::new(Snapshot::open(dir.path()).unwrap()).unwrap());
+        let backing = Arc::new(Backing::new(Snapshot::open(dir.path()).unwrap(), None).unwrap());
         let (sender, events) = mpsc::channel();
         let pager = Pager::start(PATIENCE, move |event| sender.send(event).unwrap()).unwrap();
         Self { pager, events, backing, dir }

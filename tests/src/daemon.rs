@@ -263,8 +263,17 @@ impl Daemon {
         self.child.id().cast_signed()
     }
 
-    /// Living children: zygotes, forks, builders, tools.
+    /// Living children: zygotes, forks, builders, tools; not the zygote that is kept ahead of need.
     pub fn processes(&self) -> Vec<proc::Process> {
+        self.children().into_iter().filter_map(proc::Process::find).collect()
+    }
+
+    /// Children, dead ones included, but for the zygote that is kept ahead of need.
+    pub fn children(&self) -> Vec<i32> {
+        proc::children(self.pid()).into_iter().filter(|&pid| !proc::is_spare(pid)).collect()
+    }
+
+    fn all_processes(&self) -> Vec<proc::Process> {
         proc::children(self.pid()).into_iter().filter_map(proc::Process::find).collect()
     }
 
@@ -312,10 +321,11 @@ impl Daemon {
         });
     }
 
-    /// Waits until the daemon has exactly `count` children, zombies included, but for its net process.
+    /// Waits until the daemon has exactly `count` children, zombies included, but for its net process and the zygote that is kept
+    /// ahead of need.
     pub fn settle(&self, count: usize) {
         eventually(Duration::from_secs(20), "processes of dead forks go away", || {
-            let mut children = proc::children(self.pid());
+            let mut children = self.children();
             children.retain(|&pid| proc::role(pid).as_deref() != Some("net"));
             if children.len() == count {
                 Ok(())
@@ -330,7 +340,7 @@ impl Daemon {
     /// # Panics
     /// When they do so for longer than promised.
     pub fn crash(mut self) -> (Duration, Settings) {
-        let processes = self.processes();
+        let processes = self.all_processes();
         let killed = Instant::now();
         self.child.kill().expect("it runs");
         self.child.wait().expect("a child can be waited for");
@@ -351,7 +361,7 @@ impl Daemon {
         if let Ok(Some(status)) = self.child.try_wait() {
             return Some(status);
         }
-        let processes = self.processes();
+        let processes = self.all_processes();
         proc::signal(self.pid(), Signal::TERM);
         let start = Instant::now();
         while start.elapsed() < END {

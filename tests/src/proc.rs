@@ -65,6 +65,11 @@ pub fn role(pid: i32) -> Option<String> {
     line.split(|&byte| byte == 0).nth(1).map(|role| String::from_utf8_lossy(role).into_owned())
 }
 
+/// Whether a process is the zygote without a template that a daemon keeps ahead of need.
+pub fn is_spare(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim_end() == "forkling-spare")
+}
+
 /// What each open descriptor of a process refers to.
 pub fn descriptors(pid: i32) -> Vec<(PathBuf, PathBuf)> {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).expect("descriptors of a living process of ours");

@@ -16,9 +16,11 @@ pub const MAX_MESSAGE: usize = 64 * 1024;
 /// To the zygote of a template.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum ToZygote {
-    /// First message. Descriptors: the snapshot directory (read-only), the image memfd (read-only),
-    /// then, if `root`, the root image (read-only).
+    /// First message. Descriptors: `state.json` of the snapshot, the image memfd, then, if `root`, the root image; all of them
+    /// read-only.
     Load {
+        /// `manifest.json` of the snapshot, verified.
+        manifest: Vec<u8>,
         /// Whether a root image descriptor follows.
         root: bool,
         /// How long a fork's devices have had nothing to do when it gives back the pages that are equal to the image again, or

@@ -184,6 +184,9 @@ impl Supervisor {
             // Last, because the runtime runs first what was woken last: the caller's answer goes out before the net
             // process is told. What the guest sends meanwhile waits.
             let _ = outcome.send(Ok(()));
+            if self.fork.is_paged() {
+                self.engine.images.read_on(self.fork.template.name());
+            }
         }
     }
 

@@ -1,15 +1,13 @@
 //! An image and the snapshot it is filled from.
 
-use std::ops::Range;
 use std::os::fd::BorrowedFd;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use forkling_vmm::memory::image::{self, Filling, Image};
+use forkling_vmm::memory::image::{self, Draft, Filling, Image};
 use forkling_vmm::protocol::PageRun;
 use forkling_vmm::snapshot::packed::SEGMENT_PAGES;
-use forkling_vmm::snapshot::{self, ChunkBuffer, ChunkReader, PackedPages, Snapshot};
+use forkling_vmm::snapshot::{self, AlignedChunk, ChunkBuffer, ChunkReader, PackedPages, Snapshot};
 
 use super::Error;
 use super::fetch::Lane;
@@ -26,8 +24,6 @@ pub(super) enum Piece {
 /// The pages of the working set that can be read by themselves.
 struct Packed {
     pages: PackedPages,
-    /// Each page with its segment, by page; put together for the first fault, which mostly comes when all that is urgent is done.
-    segments: OnceLock<Vec<(u32, u32)>>,
     /// One could not be read: all is left to the chunks.
     spoilt: AtomicBool,
 }
@@ -38,6 +34,8 @@ pub struct Backing {
     image: Image,
     packed: Option<Packed>,
     data_chunks: u64,
+    /// Whether what is not urgent of the working set was asked for.
+    reads_on: AtomicBool,
     /// Chunks with data that are in memory.
     loaded: AtomicU64,
     faults: AtomicU64,
@@ -80,12 +78,16 @@ pub(super) enum Place {
 }
 
 impl Backing {
-    /// An empty image for the snapshot, to be filled lazily if this process can (see [`Image::new`]).
-    pub fn new(snapshot: Snapshot) -> Result<Self, image::Error> {
-        let image = Image::new(snapshot.manifest().memory_bytes)?;
-        let mut backing = Self::with_image(snapshot, image);
+    /// An image for the snapshot, to be filled lazily if this process can (see [`Image::new`]). What its first fork cannot go on
+    /// without is in it already, if that is known: `pages` are those of the recorded working set.
+    pub fn new(snapshot: Snapshot, pages: Option<PackedPages>) -> Result<Self, image::Error> {
+        let mut draft = Draft::new(snapshot.manifest().memory_bytes)?;
+        let packed = pages.map(|pages| Packed { pages, spoilt: AtomicBool::new(false) });
+        let filled = packed.as_ref().map_or(0, |packed| packed.fill(&mut draft));
+        let mut backing = Self::with_image(snapshot, draft.finish()?);
         if backing.is_lazy() {
-            backing.packed = Packed::of(&backing.snapshot);
+            backing.packed = packed;
+            *backing.prefetched_pages.get_mut() = filled;
         }
         Ok(backing)
     }
@@ -104,6 +106,7 @@ impl Backing {
             image,
             packed: None,
             data_chunks,
+            reads_on: AtomicBool::new(false),
             loaded,
             faults,
             zero_faults,
@@ -193,15 +196,23 @@ impl Backing {
         self.packed.as_ref().filter(|packed| !packed.spoilt.load(Ordering::Relaxed))
     }
 
-    /// What to read before the first fork, and what soon after: the working set, by pages where it can be had so.
-    pub(super) fn first_pieces(&self) -> Result<(Vec<Piece>, Vec<Piece>), snapshot::Error> {
-        if let Some(Packed { pages, .. }) = &self.packed {
-            let of =
-                |segments: Range<usize>| segments.map(|segment| Piece::Segment(segment as u32)).collect();
-            return Ok((of(0..pages.urgent_segments()), of(pages.urgent_segments()..pages.segments())));
+    /// What of the working set to read before the first fork, unless it was there from the beginning.
+    pub(super) fn urgent_pieces(&self) -> Result<Vec<Piece>, snapshot::Error> {
+        if self.packed.is_some() {
+            return Ok(Vec::new());
         }
         let set = self.snapshot.working_set()?.unwrap_or_default();
-        Ok((set.chunks().into_iter().map(Piece::Chunk).collect(), Vec::new()))
+        Ok(set.chunks().into_iter().map(Piece::Chunk).collect())
+    }
+
+    /// What to read when the first fork has what is urgent; nothing when it was asked for before.
+    pub(super) fn take_later_pieces(&self) -> Vec<Piece> {
+        if self.reads_on.swap(true, Ordering::Relaxed) {
+            return Vec::new();
+        }
+        let segments =
+            self.usable_pages().map(|Packed { pages, .. }| pages.urgent_segments()..pages.segments());
+        segments.into_iter().flatten().map(|segment| Piece::Segment(segment as u32)).collect()
     }
 
     /// Takes charge of a piece that is not on its way. The pager's thread is the only one that does.
@@ -286,27 +297,30 @@ impl Backing {
 }
 
 impl Packed {
-    /// Those of a snapshot, if they are of any use.
-    fn of(snapshot: &Snapshot) -> Option<Self> {
-        let pages = snapshot.working_pages().unwrap_or_else(|error| {
-            tracing::warn!("the pages of a recorded working set are of no use: {error}");
-            None
-        })?;
-        Some(Self { pages, segments: OnceLock::new(), spoilt: AtomicBool::new(false) })
+    /// Puts what is urgent into an image; returns the number of pages. What cannot be read is left to the chunks.
+    fn fill(&self, draft: &mut Draft) -> u64 {
+        self.pages.spare_page_cache();
+        let (mut buffer, mut filled) = (AlignedChunk::zeroed(), 0);
+        for segment in 0..self.pages.urgent_segments() {
+            let pages = self.pages.pages_of(segment);
+            let read = self.pages.read(segment, &mut buffer).map_err(Error::from);
+            if let Err(error) = read.and_then(|()| Ok(draft.write_pages(pages, &buffer[..])?)) {
+                self.spoil(&error);
+                break;
+            }
+            filled += pages.len() as u64;
+        }
+        filled
+    }
+
+    /// Has no more of it read: it holds copies only, and who needs a page is given its chunk.
+    fn spoil(&self, error: &Error) {
+        tracing::warn!("pages of a recorded working set are of no use: {}", error.failure().message);
+        self.spoilt.store(true, Ordering::Relaxed);
     }
 
     fn segment_of(&self, page: u32) -> Option<u32> {
-        let segments = self.segments.get_or_init(|| self.by_page());
-        let at = segments.binary_search_by_key(&page, |&(page, _)| page).ok()?;
-        Some(segments[at].1)
-    }
-
-    fn by_page(&self) -> Vec<(u32, u32)> {
-        let of =
-            |segment: usize| self.pages.pages_of(segment).iter().map(move |&page| (page, segment as u32));
-        let mut pages: Vec<_> = (0..self.pages.segments()).flat_map(of).collect();
-        pages.sort_unstable();
-        pages
+        self.pages.place(page).map(|place| (place / SEGMENT_PAGES) as u32)
     }
 }
 

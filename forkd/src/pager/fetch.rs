@@ -111,6 +111,13 @@ impl Fetchers {
         self.most_prompt
     }
 
+    /// Starts a prompt thread and makes a buffer for it, so that the first fork that waits does not wait for these, too.
+    pub fn warm(&mut self) {
+        if self.prompt == 0 && self.start_prompt().is_ok() {
+            self.recycle(AlignedChunk::zeroed());
+        }
+    }
+
     /// Hands a job to the threads of its lane. On an error it is not in the queue.
     pub fn push(&mut self, job: Arc<Job>) -> Result<(), Error> {
         if job.lane == Lane::Rest {

@@ -2,16 +2,15 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, mpsc};
 
 use forkling_vmm::memory::image;
 use forkling_vmm::protocol::{Failure, PageRun};
-use forkling_vmm::snapshot::{self, Snapshot};
+use forkling_vmm::snapshot::{self, Manifest, PackedPages, Snapshot};
 
-use super::{Backing, Event, ForkId, Pager, Residency, Stats};
+use super::{Backing, Event, Files, ForkId, Pager, Residency, Stats};
 use crate::limits::PAGE_TIMEOUT;
 
 /// Why an image cannot be used.
@@ -57,8 +56,10 @@ pub struct Opened {
     pub lazy: bool,
     /// If so, pages that forks write before their acknowledgement, as far as that is known; they come first.
     pub written_first: Vec<PageRun>,
-    /// The snapshot directory.
-    pub snapshot: OwnedFd,
+    /// The snapshot's manifest.
+    pub manifest: Manifest,
+    /// Its `state.json`.
+    pub state: File,
     /// The root image, if the template has one.
     pub root: Option<File>,
 }
@@ -116,28 +117,32 @@ impl Images {
         self.lazy
     }
 
-    /// Opens the image of `template`, whose snapshot is in `directory`, and begins to read its recorded working set. Blocks:
-    /// where images are eager, it reads all.
-    pub fn open(&self, template: &str, directory: &Path) -> Result<Opened, Error> {
+    /// Makes the image of `template` and begins to read its recorded working set, or takes the image that there is. Blocks: where
+    /// images are eager, it reads all.
+    pub fn open(&self, template: &str, files: Files) -> Result<Opened, Error> {
+        let Files { snapshot, pages, state, root } = files;
         let known = self.lock().get(template).cloned();
         let backing = match known {
             Some(backing) => backing,
-            None => self.back(template, Snapshot::open(directory)?)?,
+            None => self.back(template, snapshot, pages)?,
         };
-        let snapshot = backing.snapshot();
-        let root = snapshot.open_root()?;
         let len = backing.image().len();
-        let copy = |fd: BorrowedFd<'_>| {
-            fd.try_clone_to_owned().map_err(|source| image::Error::Create { len, source })
-        };
-        let (reader, snapshot) = (copy(backing.reader())?, copy(snapshot.dir())?);
+        let reader = backing.reader().try_clone_to_owned();
+        let reader = reader.map_err(|source| image::Error::Create { len, source })?;
         let lazy = !backing.is_complete();
         let written_first = if lazy { backing.written_first() } else { Vec::new() };
-        Ok(Opened { reader, lazy, written_first, snapshot, root })
+        let manifest = backing.snapshot().manifest().clone();
+        Ok(Opened { reader, lazy, written_first, manifest, state, root })
     }
 
-    fn back(&self, template: &str, snapshot: Snapshot) -> Result<Arc<Backing>, Error> {
-        let backing = Arc::new(if self.lazy { Backing::new(snapshot) } else { Backing::eager(snapshot) }?);
+    fn back(
+        &self,
+        template: &str,
+        snapshot: Snapshot,
+        pages: Option<PackedPages>,
+    ) -> Result<Arc<Backing>, Error> {
+        let backing = if self.lazy { Backing::new(snapshot, pages) } else { Backing::eager(snapshot) };
+        let backing = Arc::new(backing?);
         if self.lazy {
             self.prefetch(template, &backing)?;
         } else {
@@ -155,6 +160,19 @@ impl Images {
                 Ok(())
             }
             result => Ok(result?),
+        }
+    }
+
+    /// Makes ready what the first fork of a template that is not loaded would have to wait for.
+    pub fn warm(&self) {
+        // A stopped pager is told to whoever needs it.
+        let _ = self.pager.warm();
+    }
+
+    /// Reads what forks of a template touch next: one of them has acknowledged.
+    pub fn read_on(&self, template: &str) {
+        if let Ok(backing) = self.backing(template) {
+            let _ = self.pager.read_on(&backing);
         }
     }
 

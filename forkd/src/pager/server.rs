@@ -165,10 +165,9 @@ impl Server {
             match command {
                 Command::AddFork(fork) => self.add(fork),
                 Command::RemoveFork(id) => self.remove(id),
-                Command::Prefetch(backing, urgent, others) => {
-                    self.plan.add_later(Arc::clone(&backing), others);
-                    self.plan.add_batch(backing, urgent);
-                }
+                Command::Warm => self.fetchers.warm(),
+                Command::Prefetch(backing, pieces) => self.plan.add_batch(backing, pieces),
+                Command::ReadOn(backing, pieces) => self.plan.add_later(backing, pieces),
                 Command::Load(backing, done) => self.plan.add_load(backing, done),
                 Command::Abandon(backing) => self.plan.abandon(&backing),
                 Command::Stop => return true,

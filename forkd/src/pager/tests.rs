@@ -15,7 +15,7 @@ use forkling_vmm::snapshot::{
 use forkling_vmm::sys::uffd::{Scope, Uffd};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{Backing, Error, Event, ForkId, Images, ImagesError, News, Pager};
+use super::{Backing, Error, Event, Files, ForkId, Images, ImagesError, News, Pager};
 
 mod adverse;
 
@@ -74,7 +74,7 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        Self::with(Backing::new)
+        Self::with(|snapshot| Backing::new(snapshot, None))
     }
 
     fn with(make: fn(Snapshot) -> Result<Backing, forkling_vmm::memory::image::Error>) -> Self {
@@ -382,7 +382,7 @@ fn images_are_shared_by_name_and_served_by_id() {
     let images = Images::start(true, |_| ()).unwrap();
     assert_eq!(images.is_lazy(), may_be_lazy());
     assert_eq!(images.resident_bytes("t"), None);
-    let opened = images.open("t", dir.path()).unwrap();
+    let opened = images.open("t", Files::open(dir.path()).unwrap()).unwrap();
     assert_eq!(opened.lazy, may_be_lazy());
     if !opened.lazy {
         return assert!(images.resident_bytes("t") >= Some(DATA_CHUNKS * CHUNK as u64));
@@ -400,10 +400,10 @@ fn images_are_shared_by_name_and_served_by_id() {
     images.remove_fork("f");
     images.remove_fork("f");
 
-    let another = images.open("t", dir.path()).unwrap();
+    let another = images.open("t", Files::open(dir.path()).unwrap()).unwrap();
     assert!(another.lazy);
     images.load_all("t").unwrap();
-    assert!(!images.open("t", dir.path()).unwrap().lazy);
+    assert!(!images.open("t", Files::open(dir.path()).unwrap()).unwrap().lazy);
     let complete = GuestMemory::copy_on_write(&another.reader, MEMORY).unwrap();
     (0..CHUNKS).for_each(|chunk| assert_chunk(&complete, chunk));
     let refused = images.add_fork("g", "none", uffd().into_fd(), base, MEMORY);
@@ -415,7 +415,7 @@ fn eager_images_are_complete_when_opened() {
     let dir = tempfile::tempdir().unwrap();
     write_snapshot(dir.path());
     let images = Images::start(false, |_| ()).unwrap();
-    let opened = images.open("t", dir.path()).unwrap();
+    let opened = images.open("t", Files::open(dir.path()).unwrap()).unwrap();
     assert!(!opened.lazy);
     let memory = GuestMemory::copy_on_write(&opened.reader, MEMORY).unwrap();
     (0..CHUNKS).for_each(|chunk| assert_chunk(&memory, chunk));
@@ -428,7 +428,7 @@ fn a_damaged_image_is_news_that_name_the_fork() {
     fs::remove_file(bench.chunk_file(0)).unwrap();
     let (sender, news) = mpsc::channel();
     let images = Images::start(true, move |item| sender.send(item).unwrap()).unwrap();
-    let opened = match images.open("t", bench.dir.path()) {
+    let opened = match images.open("t", Files::open(bench.dir.path()).unwrap()) {
         Ok(opened) => opened,
         // All is read at once.
         Err(error) => return assert!(!may_be_lazy() && matches!(error, ImagesError::Load(_)), "{error}"),

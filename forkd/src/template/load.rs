@@ -15,7 +15,7 @@ use crate::{
     api::error::{Code, Error, chain},
     engine::Engine,
     fork::unavailable,
-    pager::{ImagesError, Opened},
+    pager::{Files, ImagesError, Opened},
     zygote::{self, Load, Zygote},
 };
 
@@ -56,13 +56,15 @@ impl Template {
         let opened = opened
             .map_err(|error| Error::new(Code::Internal, "opening a snapshot failed").because(error))??;
         let load = Load {
-            snapshot: opened.snapshot.as_fd(),
+            manifest: &opened.manifest,
+            state: opened.state.as_fd(),
             image: opened.reader.as_fd(),
             root: opened.root.as_ref().map(AsFd::as_fd),
             nic,
             trim_after: engine.config.trim_after,
         };
-        let zygote = Zygote::start(&engine.spawner, load).await.map_err(|error| self.zygote_error(&error))?;
+        let zygote = engine.spare.load(&engine.spawner, load).await;
+        let zygote = zygote.map_err(|error| self.zygote_error(&error))?;
         if engine.config.copy_ahead && !opened.written_first.is_empty() {
             let first = FirstPages { acknowledge: opened.written_first, ..FirstPages::default() };
             // A zygote that is gone is noticed by who asks it for a fork.
@@ -81,7 +83,10 @@ impl Template {
             Error::new(code, format!("the snapshot of template {} cannot be used", self.name()))
                 .because(chain(error))
         };
-        engine.images.open(self.name(), &self.snapshot_dir()).map_err(|error| match error {
+        let files = self.ahead.take().map_or_else(|| Files::open(&self.snapshot_dir()), Ok);
+        let opened =
+            files.map_err(ImagesError::from).and_then(|files| engine.images.open(self.name(), files));
+        opened.map_err(|error| match error {
             ImagesError::Snapshot(error) => fail(&error, error.is_snapshot_fault()),
             ImagesError::Load(ref failure) if failure.kind == FailureKind::Snapshot => fail(&error, true),
             other => fail(&other, false),

@@ -5,6 +5,7 @@ pub mod initramfs;
 pub mod modules;
 pub mod snapshot;
 
+mod ahead;
 mod builder;
 mod disk;
 mod idle;
@@ -35,6 +36,8 @@ use crate::{
     zygote::Zygote,
 };
 
+use ahead::Ahead;
+pub use ahead::open_ahead;
 pub use disk::{Record, remove, scan, unique_bytes};
 pub use idle::{unload, unload_idle};
 pub use validate::environment as validate_environment;
@@ -72,6 +75,7 @@ pub struct Template {
     dir: PathBuf,
     live: Mutex<Live>,
     pool: Pool,
+    ahead: Ahead,
     /// Held while it is loaded: once, however many forks wait for it.
     loading: tokio::sync::Mutex<()>,
     /// When it was last seen in use.
@@ -86,6 +90,7 @@ impl Template {
             dir,
             live: Mutex::new(Live::Cold),
             pool: Pool::default(),
+            ahead: Ahead::default(),
             loading: tokio::sync::Mutex::new(()),
             used: Mutex::new(Instant::now()),
         }
@@ -207,6 +212,11 @@ impl Template {
             Live::Broken(error) if error.code == Code::SnapshotInvalid => Some(error.clone()),
             Live::Cold | Live::Loading | Live::Ready(_) | Live::Broken(_) => None,
         }
+    }
+
+    /// Whether its next fork has to load it.
+    pub fn is_cold(&self) -> bool {
+        matches!(*self.live.lock().expect("no panic under this lock"), Live::Cold)
     }
 
     /// Whether it is broken.

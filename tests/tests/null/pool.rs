@@ -3,7 +3,7 @@
 use std::{collections::HashSet, fs, time::Duration};
 
 use forkling_daemon::api::types::{ForkInfo, ForkState, PoolInfo};
-use forkling_tests::{daemon::Daemon, eventually, proc};
+use forkling_tests::{daemon::Daemon, eventually};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
@@ -37,7 +37,7 @@ fn until_parked(daemon: &Daemon, count: u32) {
 
 /// Processes of the parked forks: all children but the zygote and the forks given out.
 fn parked_pids(daemon: &Daemon) -> HashSet<i32> {
-    let mut children: HashSet<i32> = proc::children(daemon.pid()).into_iter().collect();
+    let mut children: HashSet<i32> = daemon.children().into_iter().collect();
     children.remove(&daemon.zygote("null"));
     for fork in daemon.list(false) {
         children.remove(&fork.pid.unwrap());

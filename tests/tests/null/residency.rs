@@ -37,6 +37,12 @@ fn resident(daemon: &Daemon) -> u64 {
         .expect("a living process has a size")
 }
 
+/// Bytes of a daemon that has started, with what it does ahead of need.
+fn resident_at_rest(daemon: &Daemon) -> u64 {
+    std::thread::sleep(Duration::from_secs(1));
+    resident(daemon)
+}
+
 fn chunk_files(directory: &Path) -> usize {
     proc::files(&directory.join("chunks")).len()
 }
@@ -47,7 +53,7 @@ fn fifty_templates_cost_a_restart_nothing() {
     let daemon = settings.start();
     daemon.build_null("t0");
     drop(daemon);
-    let empty = resident(&Settings::default().start());
+    let empty = resident_at_rest(&Settings::default().start());
     let templates = settings.state().join("templates");
     for number in 1..TEMPLATES {
         let (from, to) = (templates.join("t0"), templates.join(format!("t{number}")));
@@ -56,12 +62,13 @@ fn fifty_templates_cost_a_restart_nothing() {
     let before = Instant::now();
     let daemon = settings.start();
     let ready = before.elapsed();
-    let taken = resident(&daemon).saturating_sub(empty);
+    let taken = resident_at_rest(&daemon).saturating_sub(empty);
     println!("ready after {ready:?} with {TEMPLATES} templates; {} KiB more than with none", taken >> 10);
     assert!(ready < Duration::from_secs(1), "{ready:?}");
     assert!(taken < 4 << 20, "{taken} bytes");
     assert_eq!(daemon.templates().len(), TEMPLATES);
-    assert!(daemon.processes().is_empty(), "nothing is loaded before it is used");
+    // Nothing is loaded before it is used.
+    daemon.settle(0);
     for name in ["t0", "t31", "t49"] {
         assert_eq!(daemon.forks(name, 2).len(), 2);
     }
@@ -168,4 +175,30 @@ fn a_template_is_unloaded_by_request() {
     daemon.kill_all();
     daemon.call::<serde_json::Value>("PUT", "/v1/templates/null/pool", Some(&pool)).unwrap();
     assert_eq!(daemon.unload("null").unwrap_err().code, "template_in_use", "its pool wants it");
+}
+
+#[test]
+fn a_zygote_waits_for_the_next_cold_template() {
+    let (_, settings) = Daemon::with_null().stop();
+    let daemon = settings.start();
+    let spare = || proc::children(daemon.pid()).into_iter().find(|&pid| proc::is_spare(pid));
+    let wait = |wanted: bool| {
+        eventually(Duration::from_secs(20), "a zygote waits as long as a template is cold", || {
+            let found = spare();
+            if found.is_some() == wanted { Ok(()) } else { Err(format!("{found:?}")) }
+        });
+        spare()
+    };
+    let ahead = wait(true).unwrap();
+    let anonymous = proc::kib_field(&format!("/proc/{ahead}/smaps_rollup"), "Anonymous").unwrap();
+    println!("a zygote without a template has {} KiB of its own", anonymous >> 10);
+    assert!(anonymous < 1 << 20, "{anonymous} bytes");
+    daemon.fork("null");
+    assert_eq!(daemon.zygote("null"), ahead);
+    assert_eq!(wait(false), None, "no template is cold");
+    daemon.kill_all();
+    daemon.unload("null").unwrap();
+    // Killed, it is missed by nobody.
+    proc::kill(wait(true).unwrap());
+    daemon.fork("null");
 }

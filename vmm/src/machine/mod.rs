@@ -14,7 +14,7 @@ use std::{io, sync::Arc};
 pub use build::BootFiles;
 pub use event_loop::{ConsoleReader, EventLoop, EventLoopSeed, RunningLoop, Source};
 pub use forkpoint::Forkpoint;
-pub use restore::{PreparedMachine, Steps};
+pub use restore::{Offer, PreparedMachine, Steps};
 pub use run::{Halt, Interrupter, Observer, Running};
 pub use save::{About, MachineState};
 

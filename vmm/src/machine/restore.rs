@@ -13,9 +13,29 @@ use crate::{
     },
     protocol::PageRun,
     sys::mapping::Mapping,
-    vcpu::{self, PreparedVcpu, Vcpu, VcpuState, cpuid},
+    vcpu::{
+        self, PreparedVcpu, Vcpu, VcpuState,
+        cpuid::{self, SupportedCpuid},
+    },
     vm::{self, ClockState, Vm, VmState},
 };
+
+/// What this host's KVM gives to guests; asked for once.
+pub struct Offer {
+    cpuid: SupportedCpuid,
+    xsave_size: usize,
+    can_pre_fault: bool,
+}
+
+impl Offer {
+    /// Asks KVM.
+    pub fn of(kvm: &Kvm) -> Result<Self, Error> {
+        let cpuid = super::supported_cpuid(kvm)?;
+        let xsave_size = usize::try_from(kvm.check_extension_int(Cap::Xsave2)).unwrap_or(0);
+        let can_pre_fault = kvm.check_extension_raw(kvm_bindings::KVM_CAP_PRE_FAULT_MEMORY.into()) > 0;
+        Ok(Self { cpuid, xsave_size, can_pre_fault })
+    }
+}
 
 /// A snapshot's machine, validated against this host and in the form in which KVM takes it.
 pub struct PreparedMachine {
@@ -34,7 +54,7 @@ impl PreparedMachine {
     ///
     /// # Errors
     /// [`Error::Cpu`] when this host lacks a feature the guest saw, [`Error::BadState`] when the state is impossible.
-    pub fn new(state: MachineState, kvm: &Kvm, memory: &GuestMemory) -> Result<Self, Error> {
+    pub fn new(state: MachineState, offer: &Offer, memory: &GuestMemory) -> Result<Self, Error> {
         let MachineState { forkpoint, vm, vcpus, devices } = state;
         if vcpus.is_empty() || vcpus.len() > usize::from(layout::MAX_VCPUS) {
             return Err(Error::BadState("no vCPU or too many"));
@@ -42,18 +62,16 @@ impl PreparedMachine {
         if usize::from(forkpoint.vcpu) >= vcpus.len() || !forkpoint.fits(memory.ram()) {
             return Err(Error::BadState("an impossible forkpoint"));
         }
-        let supported = super::supported_cpuid(kvm)?;
+        let &Offer { cpuid: ref supported, xsave_size, can_pre_fault } = offer;
         for vcpu in &vcpus {
-            cpuid::compatible(vcpu.cpuid(), &supported)?;
+            cpuid::compatible(vcpu.cpuid(), supported)?;
         }
         let kvmclock = vcpus.iter().any(VcpuState::uses_kvmclock);
-        let xsave_size = usize::try_from(kvm.check_extension_int(Cap::Xsave2)).unwrap_or(0);
         let vcpus = vcpus
             .into_iter()
             .zip(0..)
             .map(|(vcpu, id)| vcpu.prepare(id, xsave_size))
             .collect::<Result<_, _>>()?;
-        let can_pre_fault = kvm.check_extension_raw(kvm_bindings::KVM_CAP_PRE_FAULT_MEMORY.into()) > 0;
         Ok(Self { forkpoint, vm, vcpus, devices, kvmclock, can_pre_fault })
     }
 

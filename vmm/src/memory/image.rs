@@ -3,6 +3,8 @@
 //! It is filled chunk by chunk by the pager, which alone can write to it. Forks get a read-only descriptor. A chunk is
 //! never taken out again; an image goes away as a whole when its last user does.
 
+mod draft;
+
 use std::alloc::Layout;
 use std::io;
 use std::ops::{Deref, DerefMut};
@@ -15,6 +17,7 @@ use rustix::fs::SeekFrom;
 use super::layout::{MIB, PAGE};
 use crate::sys::memfd::SealedMemory;
 use crate::sys::uffd::{Inserter, Scope, Uffd};
+pub use draft::Draft;
 
 /// Size of a chunk, the unit in which images are stored and filled, in bytes.
 pub const CHUNK: usize = 64 * 1024;
@@ -132,11 +135,14 @@ enum Filler {
 impl Image {
     /// An empty image of `len` bytes, a multiple of [`CHUNK`]; filled lazily if this process can.
     pub fn new(len: u64) -> Result<Self, Error> {
-        let filler = match Inserter::new(Self::memory(len)?) {
+        Ok(Self::over(Self::memory(len)?))
+    }
+
+    fn over(memory: SealedMemory) -> Self {
+        Self::with_filler(match Inserter::new(memory) {
             Ok(inserter) => Filler::Atomic(inserter),
             Err((memory, _)) => Filler::Plain(memory),
-        };
-        Ok(Self::with_filler(filler))
+        })
     }
 
     /// An empty image that must be filled before the first fork.
@@ -145,8 +151,7 @@ impl Image {
     }
 
     fn memory(len: u64) -> Result<SealedMemory, Error> {
-        assert!(len > 0 && len.is_multiple_of(CHUNK as u64), "an image is a whole number of chunks");
-        SealedMemory::new("forkling-image", len).map_err(|source| Error::Create { len, source })
+        Draft::new(len)?.seal()
     }
 
     fn with_filler(filler: Filler) -> Self {
@@ -273,9 +278,7 @@ impl Image {
             let chunk = first / CHUNK_PAGES;
             let inserted = inserter.insert(first * PAGE, contents);
             foreign += inserted.map_err(|source| Error::Insert { chunk, source })?;
-            for page in run.iter().map(|&page| u64::from(page)) {
-                self.mask(page / CHUNK_PAGES).fetch_or(1 << (page % CHUNK_PAGES), Ordering::AcqRel);
-            }
+            run.iter().for_each(|&page| self.note_page(page.into()));
         }
         Ok(foreign)
     }
@@ -298,6 +301,10 @@ impl Image {
             page = end;
         }
         Ok(foreign)
+    }
+
+    fn note_page(&self, page: u64) {
+        self.mask(page / CHUNK_PAGES).fetch_or(1 << (page % CHUNK_PAGES), Ordering::AcqRel);
     }
 
     fn mask(&self, chunk: u64) -> &AtomicU16 {

@@ -27,10 +27,6 @@ impl Dir {
         Self(fd)
     }
 
-    pub fn fd(&self) -> &OwnedFd {
-        &self.0
-    }
-
     /// Opens a regular file for reading. Anything else that has its name is refused, and not waited for.
     pub fn open_file(&self, name: &str) -> io::Result<File> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NOCTTY;

@@ -102,7 +102,7 @@ struct Head {
 
 impl Manifest {
     /// Encodes as indented JSON.
-    pub(super) fn encode(&self) -> Vec<u8> {
+    pub fn encode(&self) -> Vec<u8> {
         let mut text = serde_json::to_vec_pretty(self).expect("a manifest is always representable");
         text.push(b'\n');
         text
@@ -116,7 +116,7 @@ impl Manifest {
     }
 
     /// Decodes and validates.
-    pub(super) fn decode(text: &[u8]) -> Result<Self, Error> {
+    pub fn decode(text: &[u8]) -> Result<Self, Error> {
         let manifest: Self =
             serde_json::from_slice(text).map_err(|source| Error::Json { file: file::MANIFEST, source })?;
         manifest.validate()?;

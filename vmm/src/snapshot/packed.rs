@@ -67,14 +67,19 @@ impl PackedPages {
         &self.numbers[..self.written]
     }
 
+    /// The position of a page among all of them.
+    pub fn place(&self, page: u32) -> Option<usize> {
+        self.numbers.iter().position(|&number| number == page)
+    }
+
     /// Numbers of the pages in a segment, 1 to 16, in their order. Panics past the end.
     pub fn pages_of(&self, segment: usize) -> &[u32] {
         let first = segment * SEGMENT_PAGES;
         &self.numbers[first..self.numbers.len().min(first + SEGMENT_PAGES)]
     }
 
-    /// Reads and verifies a segment; its pages are at the beginning of the buffer. Into a buffer that is aligned to pages it is
-    /// read past the page cache, where the host can. Panics past the end.
+    /// Reads and verifies a segment; its pages are at the beginning of the buffer, which is aligned to pages if they are to be read
+    /// past the page cache. Panics past the end.
     pub fn read(&self, segment: usize, buffer: &mut ChunkBuffer) -> Result<(), Error> {
         let pages = &mut buffer[..self.pages_of(segment).len() * PAGE as usize];
         let offset = data_offset(self.numbers.len()) + (segment * CHUNK) as u64;
@@ -85,14 +90,18 @@ impl PackedPages {
         Ok(())
     }
 
-    /// Has what is urgent read past the page cache, unless it is there: the image is about to have it, and the page cache would hold it
-    /// a second time, and be one more to copy it.
-    fn spare_page_cache(&self) -> io::Result<()> {
-        let end = data_offset(self.numbers.len()) as usize + self.urgent * PAGE as usize;
-        if !page_cache::holds(&self.file, end)? {
-            through_page_cache(&self.file, false)?;
+    /// To be called before the first [`PackedPages::read`]: pages are read past the page cache, unless that has them. The image is about
+    /// to, and the page cache would hold them a second time, and be one more to copy them.
+    pub fn spare_page_cache(&self) {
+        // The head, which is there since it was read, says nothing.
+        let first = data_offset(self.numbers.len())..data_offset(self.numbers.len()) + PAGE;
+        let spared = page_cache::holds(&self.file, first).and_then(|held| match held {
+            true => Ok(()),
+            false => through_page_cache(&self.file, false),
+        });
+        if let Err(error) = spared {
+            tracing::debug!(%error, "the pages of a working set are read through the page cache");
         }
-        Ok(())
     }
 
     fn read_at(&self, pages: &mut [u8], offset: u64) -> io::Result<()> {
@@ -153,11 +162,7 @@ impl Snapshot {
         };
         let mut head = vec![0; head_length(MAX_PAGES)];
         let length = read_start(&file, &mut head).map_err(io_error("read", file::WORKING_PAGES))?;
-        let packed = PackedPages::decode(self, file, &head[..length])?;
-        if let Err(error) = packed.spare_page_cache() {
-            tracing::debug!(%error, "the pages of a working set are read through the page cache");
-        }
-        Ok(Some(packed))
+        PackedPages::decode(self, file, &head[..length]).map(Some)
     }
 
     /// Encodes the urgent pages that are written, the urgent ones that are read, and then the others, in this order, as many

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
@@ -21,15 +21,28 @@ pub struct Snapshot {
     index: Index,
 }
 
+impl Manifest {
+    /// The state in `file`, which is `state.json` of the snapshot that this manifest is of; verified and decoded.
+    pub fn read_state<S: DeserializeOwned>(&self, file: &File) -> Result<S, Error> {
+        serde_json::from_slice(&self.state_json(file)?)
+            .map_err(|source| Error::Json { file: file::STATE, source })
+    }
+
+    fn state_json(&self, file: &File) -> Result<Vec<u8>, Error> {
+        let found = file.metadata().map_err(io_error("inspect", file::STATE))?.len();
+        check_length(file::STATE, self.state.length, found)?;
+        let mut bytes = vec![0; found as usize];
+        // Whoever else has the descriptor shares its position.
+        file.read_exact_at(&mut bytes, 0).map_err(io_error("read", file::STATE))?;
+        check_sum(file::STATE, &self.state, &FileSum::of_bytes(&bytes))?;
+        Ok(bytes)
+    }
+}
+
 impl Snapshot {
     /// Opens the snapshot in the directory at `path`.
     pub fn open(path: &Path) -> Result<Self, Error> {
         Self::read(Dir::open(path)?)
-    }
-
-    /// Opens the snapshot in an open directory.
-    pub fn from_fd(dir: OwnedFd) -> Result<Self, Error> {
-        Self::read(Dir::from_fd(dir))
     }
 
     fn read(dir: Dir) -> Result<Self, Error> {
@@ -56,11 +69,6 @@ impl Snapshot {
         Ok(Self { dir, manifest, index })
     }
 
-    /// Descriptor of the directory, to hand to a zygote.
-    pub fn dir(&self) -> BorrowedFd<'_> {
-        self.dir.fd().as_fd()
-    }
-
     /// The directory, for the parts of a snapshot that have a module of their own.
     pub(super) fn directory(&self) -> &Dir {
         &self.dir
@@ -76,15 +84,14 @@ impl Snapshot {
         &self.index
     }
 
-    /// `state.json`, verified, as text.
-    pub fn state_json(&self) -> Result<Vec<u8>, Error> {
-        read_verified(&self.dir, file::STATE, &self.manifest.state)
+    /// `state.json`, for [`Manifest::read_state`].
+    pub fn open_state(&self) -> Result<File, Error> {
+        self.dir.open_file(file::STATE).map_err(io_error("open", file::STATE))
     }
 
     /// `state.json`, verified and decoded.
     pub fn state<S: DeserializeOwned>(&self) -> Result<S, Error> {
-        serde_json::from_slice(&self.state_json()?)
-            .map_err(|source| Error::Json { file: file::STATE, source })
+        self.manifest.read_state(&self.open_state()?)
     }
 
     /// The root image, if there is one; only its length is checked, [`Snapshot::verify`] reads it.
@@ -103,7 +110,7 @@ impl Snapshot {
 
     /// Reads and verifies every byte of the snapshot.
     pub fn verify(&self) -> Result<(), Error> {
-        self.state_json()?;
+        self.manifest.state_json(&self.open_state()?)?;
         if let (Some(root), Some(expected)) = (self.open_root()?, &self.manifest.root) {
             let found = FileSum::of_file(&root).map_err(io_error("read", file::ROOT))?;
             check_sum(file::ROOT, expected, &found)?;

@@ -118,7 +118,7 @@ impl WorkingSet {
 
     /// As [`WorkingSet::write`], with the pages in the order in which they are wanted: `stages` are parts of this set, each of
     /// which a fork reaches before the next and before the rest. Those of the first are marked as urgent; without stages
-    /// all are.
+    /// all are. What lies beside pages that are written comes last, as far as there is room.
     ///
     /// # Errors
     /// As [`WorkingSet::write`].
@@ -130,7 +130,8 @@ impl WorkingSet {
         let mut new =
             |pages: &mut dyn Iterator<Item = u64>| pages.filter(|&page| known.insert(page)).collect();
         let (written, read) = (new(&mut numbers(&first.write)), new(&mut numbers(&first.read)));
-        let others = new(&mut later.iter().chain([self]).flat_map(Self::in_order));
+        let near = [first].into_iter().chain(later).chain([self]).flat_map(Self::near_written);
+        let others = new(&mut later.iter().chain([self]).flat_map(Self::in_order).chain(near));
         let pages = snapshot.pack_pages([written, read, others])?;
         dir.replace_durably(file::WORKING_PAGES, &pages)?;
         dir.replace_durably(file::WORKING_SET, &self.encode())
@@ -139,6 +140,14 @@ impl WorkingSet {
     /// All pages; what is written is certain to be wanted, so it comes before what is read.
     fn in_order(&self) -> impl Iterator<Item = u64> {
         numbers(&self.write).chain(numbers(&self.read))
+    }
+
+    /// All pages of the chunks in which pages are written. Another fork's kernel may take its memory from beside where this one's did,
+    /// and a page by itself comes for a seventh of what its chunk takes.
+    fn near_written(&self) -> impl Iterator<Item = u64> {
+        let per_chunk = CHUNK as u64 / PAGE;
+        let chunk_of = move |page: u64| (page - page % per_chunk)..(page - page % per_chunk + per_chunk);
+        numbers(&self.write).flat_map(chunk_of)
     }
 
     fn encode(&self) -> Vec<u8> {

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 
 use memmap2::{Advice, MmapRaw};
 use rustix::fs::{self, MemfdFlags, Mode, OFlags, SealFlags};
@@ -18,12 +19,26 @@ pub struct SealedMemory {
     reader: OwnedFd,
 }
 
-impl SealedMemory {
+/// Memory that nobody else has yet: filled by plain writes, which whoever had it would see happen.
+#[derive(Debug)]
+pub struct MemoryDraft(File);
+
+impl MemoryDraft {
     /// All zeros, nothing allocated. `len` is a whole number of pages, above zero.
     pub fn new(name: &str, len: u64) -> io::Result<Self> {
-        let writer = create(name)?;
-        fs::ftruncate(&writer, len)?;
-        let writer = File::from(writer);
+        let file = create(name)?;
+        fs::ftruncate(&file, len)?;
+        Ok(Self(File::from(file)))
+    }
+
+    /// Writes whole pages at `offset`.
+    pub fn write(&self, offset: u64, pages: &[u8]) -> io::Result<()> {
+        self.0.write_all_at(pages, offset)
+    }
+
+    /// Ends the filling.
+    pub fn seal(self) -> io::Result<SealedMemory> {
+        let Self(writer) = self;
         let mapping = MmapRaw::map_raw(&writer)?;
         // A child between fork and exec has no use for it, and copying its page tables takes long.
         mapping.advise(Advice::DontFork)?;
@@ -39,7 +54,14 @@ impl SealedMemory {
         )?;
         let path = format!("/proc/self/fd/{}", writer.as_raw_fd());
         let reader = fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-        Ok(Self { mapping, reader })
+        Ok(SealedMemory { mapping, reader })
+    }
+}
+
+impl SealedMemory {
+    /// All zeros, nothing allocated. `len` is a whole number of pages, above zero.
+    pub fn new(name: &str, len: u64) -> io::Result<Self> {
+        MemoryDraft::new(name, len)?.seal()
     }
 
     /// Length in bytes.

@@ -1,6 +1,20 @@
 //! The process of a fork: making it, and keeping it small.
 
+use std::ffi::CStr;
 use std::io;
+
+/// What the process is called as a zygote or fork, as `ps` shows it.
+pub const NAME: &CStr = c"forkling-vmm";
+
+/// What a zygote without a template is called.
+pub const SPARE: &CStr = c"forkling-spare";
+
+/// Renames this thread, which is the process if it has one (PR_SET_NAME).
+pub fn set_name(name: &CStr) {
+    if let Err(error) = rustix::thread::set_name(name) {
+        tracing::debug!(%error, "the process keeps its name");
+    }
+}
 
 /// Gives the unused memory of the heap back to the kernel (malloc_trim(3)).
 pub fn trim_heap() {

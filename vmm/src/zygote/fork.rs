@@ -348,7 +348,7 @@ fn save(
     forkpoint: &Forkpoint,
     directory: OwnedFd,
 ) -> Result<(), machine::Error> {
-    let manifest = zygote.snapshot.manifest();
+    let manifest = &zygote.manifest;
     let about = About { cpu: manifest.cpu, payload: manifest.payload, compression: COMPRESSION };
     machine.write_snapshot(directory, about, forkpoint, &zygote.msr_list, |_, _| {})
 }

@@ -19,10 +19,10 @@ use kvm_ioctls::{Kvm, VmFd};
 use crate::{
     channel::{self, Channel},
     clock,
-    machine::{self, PreparedMachine},
+    machine::{self, Offer, PreparedMachine},
     memory::guest::GuestMemory,
     protocol::{Failure, FailureKind, FirstPages, FromZygote, PageRun, Stamps, ToZygote, View},
-    snapshot::Snapshot,
+    snapshot::Manifest,
     sys::{
         mapping::Mapping,
         process::{self, Forked, SingleThreaded},
@@ -49,13 +49,21 @@ pub struct Zygote {
     primable: Vec<PageRun>,
     /// Whether a fork was just made, so that chores have to wait.
     spawned: bool,
-    snapshot: Snapshot,
+    manifest: Manifest,
     msr_list: Vec<u32>,
     daemon: Option<rustix::process::Pid>,
     single: SingleThreaded,
+    _open_vm: VmFd,
+}
+
+/// What is the same for every template, and had before one is given.
+struct Host {
+    kvm: Kvm,
+    offer: Offer,
+    msr_list: Vec<u32>,
     /// The first VM of a host turns virtualisation on and the last one turns it off, 10 ms on AMD; this one, which
     /// never gets memory, spares the forks that.
-    _open_vm: VmFd,
+    open_vm: VmFd,
 }
 
 /// What a zygote does for its forks while none is asked for; a millisecond each.
@@ -112,15 +120,21 @@ pub fn serve(mut control: Channel) -> Result<(), Error> {
     // A huge page under a heap of a fork takes it 2 MiB and, to be cleared, longer than all else together.
     process::allow_large_pages(false);
     process::use_one_heap();
-    let Some((ToZygote::Load { root, trim_after_ms }, fds)) = control.receive()? else {
-        return Err(Error::BadMessage("the first message"));
+    let host = Host::prepare();
+    // The daemon may keep it for long before it has a template for it.
+    process::set_name(process::SPARE);
+    let (manifest, root, trim_after_ms, fds) = match control.receive()? {
+        Some((ToZygote::Load { manifest, root, trim_after_ms }, fds)) => (manifest, root, trim_after_ms, fds),
+        Some(_) => return Err(Error::BadMessage("the first message")),
+        None => return Ok(()),
     };
-    let mut zygote = match Zygote::load(fds, root, single) {
+    process::set_name(process::NAME);
+    let mut zygote = match host.and_then(|host| Zygote::load(&manifest, fds, root, host, single)) {
         Ok(zygote) => zygote,
         Err(failure) => return Ok(control.send(&FromZygote::LoadFailed(failure), &[])?),
     };
     // A vCPU other than the lead may be at a forkpoint, or end, while the machine is paused for a trim, and that would be lost.
-    let one_vcpu = zygote.snapshot.manifest().vcpus == 1;
+    let one_vcpu = zygote.manifest.vcpus == 1;
     zygote.trim_after = trim_after_ms.filter(|_| one_vcpu).map(|ms| Duration::from_millis(ms.into()));
     // Kernels that heed it for mapped files, too, would not map the image by large pages. What a fork allocates is smaller.
     process::allow_large_pages(true);
@@ -147,17 +161,34 @@ pub fn serve(mut control: Channel) -> Result<(), Error> {
     Ok(())
 }
 
+impl Host {
+    fn prepare() -> Result<Self, Failure> {
+        let refused = |call| move |source| machine::Error::Kvm { call, source }.failure();
+        let kvm = Kvm::new().map_err(|error| machine::Error::NoKvm(error).failure())?;
+        let offer = Offer::of(&kvm).map_err(|error| error.failure())?;
+        let msr_list = vcpu::msr_list(&kvm).map_err(refused("KVM_GET_MSR_INDEX_LIST"))?;
+        let open_vm = kvm.create_vm().map_err(refused("KVM_CREATE_VM"))?;
+        Ok(Self { kvm, offer, msr_list, open_vm })
+    }
+}
+
 impl Zygote {
-    /// Decodes and validates a snapshot and maps its image. `fds` are those of [`ToZygote::Load`].
-    fn load(fds: Vec<OwnedFd>, root: bool, single: SingleThreaded) -> Result<Self, Failure> {
+    /// Decodes and validates a snapshot and maps its image. `manifest` and `fds` are those of [`ToZygote::Load`].
+    fn load(
+        manifest: &[u8],
+        fds: Vec<OwnedFd>,
+        root: bool,
+        host: Host,
+        single: SingleThreaded,
+    ) -> Result<Self, Failure> {
         let mut fds = fds.into_iter();
-        let (Some(directory), Some(image)) = (fds.next(), fds.next()) else {
+        let (Some(state), Some(image)) = (fds.next(), fds.next()) else {
             return Err(request("load came without its descriptors; both sides must be of one build"));
         };
-        let kvm = Kvm::new().map_err(|error| machine::Error::NoKvm(error).failure())?;
+        let Host { kvm, offer, msr_list, open_vm } = host;
         let fail = |error: &machine::Error| error.failure();
-        let snapshot = Snapshot::from_fd(directory).map_err(|error| fail(&error.into()))?;
-        let bytes = snapshot.manifest().memory_bytes;
+        let manifest = Manifest::decode(manifest).map_err(|error| fail(&error.into()))?;
+        let bytes = manifest.memory_bytes;
         let memory = GuestMemory::copy_on_write(&image, bytes)
             .map_err(|source| fail(&machine::Error::Map { bytes, source }))?;
         let root = match (root, fds.next()) {
@@ -165,12 +196,8 @@ impl Zygote {
             (true, None) => return Err(request("load came without its root image")),
             (true, Some(root)) => Some(map_root(root).map_err(|error| fail(&error))?),
         };
-        let state = snapshot.state().map_err(|error| fail(&error.into()))?;
-        let machine = PreparedMachine::new(state, &kvm, &memory).map_err(|error| fail(&error))?;
-        let msr_list = vcpu::msr_list(&kvm)
-            .map_err(|source| fail(&machine::Error::Kvm { call: "KVM_GET_MSR_INDEX_LIST", source }))?;
-        let open_vm =
-            kvm.create_vm().map_err(|source| fail(&machine::Error::Kvm { call: "KVM_CREATE_VM", source }))?;
+        let state = manifest.read_state(&File::from(state)).map_err(|error| fail(&error.into()))?;
+        let machine = PreparedMachine::new(state, &offer, &memory).map_err(|error| fail(&error))?;
         let daemon = rustix::process::getppid();
         let image = File::from(image);
         Ok(Self {
@@ -186,7 +213,7 @@ impl Zygote {
             primed: false,
             primable: Vec::new(),
             spawned: false,
-            snapshot,
+            manifest,
             msr_list,
             daemon,
             single,

@@ -3,7 +3,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::thread;
 
-use super::{CHUNK, Error, Filling, Image, Residency, self_test};
+use super::{CHUNK, Draft, Error, Filling, Image, Residency, self_test};
 use crate::memory::layout::PAGE;
 use crate::sys::uffd::{Scope, Uffd};
 
@@ -99,4 +99,26 @@ fn single_pages_come_first_and_their_chunk_completes_them() {
     assert!(image.has_page(2) && !image.has_page(16));
     assert_eq!(image.insert_pages(&[5], &[9; CHUNK]).unwrap(), 0);
     assert_eq!(bytes_of(&image, 0), expected, "what came with the chunk stays");
+}
+
+#[test]
+fn what_a_draft_was_given_is_there_and_nothing_else() {
+    let mut draft = Draft::new(LEN).unwrap();
+    let contents: Vec<u8> = [3, 4, 5].into_iter().flat_map(|byte| [byte; PAGE as usize]).collect();
+    draft.write_pages(&[17, 18, 2], &contents).unwrap();
+    let image = draft.finish().unwrap();
+    assert_eq!(image.resident_bytes().unwrap(), 3 * PAGE);
+    let there: Vec<u64> = (0..LEN / PAGE).filter(|&page| image.has_page(page)).collect();
+    assert_eq!(there, [2, 17, 18]);
+    let mut page = [0; PAGE as usize];
+    let reader = File::from(image.reader().try_clone_to_owned().unwrap());
+    for (number, byte) in [(17, 3), (18, 4), (2, 5), (3, 0)] {
+        reader.read_exact_at(&mut page, number * PAGE).unwrap();
+        assert_eq!(page, [byte; PAGE as usize], "page {number}");
+    }
+    // A chunk brings what is missing of it.
+    image.claim(1);
+    assert_eq!(image.insert(1, &[9; CHUNK]).unwrap(), 0, "nobody else has put anything there");
+    reader.read_exact_at(&mut page, 17 * PAGE).unwrap();
+    assert_eq!(page, [3; PAGE as usize]);
 }
