@@ -197,7 +197,9 @@ fn a_zygote_waits_for_the_next_cold_template() {
     assert_eq!(daemon.zygote("null"), ahead);
     assert_eq!(wait(false), None, "no template is cold");
     daemon.kill_all();
-    daemon.unload("null").unwrap();
+    eventually(PATIENCE, "its forks are gone", || {
+        daemon.unload("null").map(drop).map_err(|error| error.code)
+    });
     // Killed, it is missed by nobody.
     proc::kill(wait(true).unwrap());
     daemon.fork("null");

@@ -206,30 +206,25 @@ impl Driver {
 
     /// Kicks if the device asked for it (virtio 1.2, 2.7.10.1), so that a kick it forgot to ask for is missed.
     pub fn kick(&mut self, host: &Host, index: usize) {
-        self.kick_through(&host.ram, &host.devices, index);
+        if self.has_to_kick(&host.ram, index) {
+            self.force_kick(host, index);
+        }
     }
 
-    /// The same, for a driver that runs beside the event loop.
-    pub fn kick_through(&mut self, ram: &GuestRam, devices: &Devices, index: usize) {
+    /// Whether the device asked to be kicked for what was added since this was last called.
+    pub fn has_to_kick(&mut self, ram: &GuestRam, index: usize) -> bool {
         let queue = &mut self.queues[index];
         // The new position must be out before the device's wish is read.
         fence(Ordering::SeqCst);
         let avail_event = queue.used + 4 + u64::from(queue.size) * 8;
         let asked: u16 = ram.load(GuestAddress(avail_event), Ordering::Acquire).unwrap();
         let since = queue.added.wrapping_sub(std::mem::replace(&mut queue.kicked, queue.added));
-        if queue.added.wrapping_sub(asked).wrapping_sub(1) < since {
-            self.force_kick_through(devices, index);
-        }
+        queue.added.wrapping_sub(asked).wrapping_sub(1) < since
     }
 
     /// Kicks whether the device asked for it or not.
     pub fn force_kick(&self, host: &Host, index: usize) {
-        self.force_kick_through(&host.devices, index);
-    }
-
-    /// The same, for a driver that runs beside the event loop.
-    pub fn force_kick_through(&self, devices: &Devices, index: usize) {
-        devices.mmio_write(self.slot.mmio_base() + QUEUE_NOTIFY, &(index as u32).to_le_bytes());
+        host.devices.mmio_write(self.slot.mmio_base() + QUEUE_NOTIFY, &(index as u32).to_le_bytes());
     }
 }
 

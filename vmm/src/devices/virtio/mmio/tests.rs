@@ -376,20 +376,24 @@ fn no_kick_is_missed_by_a_driver_on_another_cpu() {
     let mut host = Host::new();
     let mut driver = Driver::start(&host, RNG, &[16]);
     let (ram, devices, done) = (host.ram.clone(), &host.devices, AtomicBool::new(false));
+    // As an ioeventfd does, so that the device works beside the driver, like those that have one.
+    let kick = || devices.rng.notify().write(1).unwrap();
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let (mut taken, deadline) = (0, Instant::now() + Duration::from_secs(30));
             while taken < ROUNDS && Instant::now() < deadline {
                 if driver.queues[0].has_room(1) {
                     driver.queues[0].add(&ram, &[], &[1]);
-                    driver.kick_through(&ram, devices, 0);
+                    if driver.has_to_kick(&ram, 0) {
+                        kick();
+                    }
                 }
                 while driver.queues[0].take(&ram).is_some() {
                     taken += 1;
                 }
             }
             done.store(true, Ordering::SeqCst);
-            driver.force_kick_through(devices, 0);
+            kick();
             assert_eq!(taken, ROUNDS);
         });
         let mut events = mio::Events::with_capacity(4);
