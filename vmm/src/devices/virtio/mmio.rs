@@ -152,8 +152,7 @@ impl<D: VirtioDevice> MmioTransport<D> {
         &self.irq.fd
     }
 
-    /// Written on a kick; the machine makes it an ioeventfd of the slot's QueueNotify, without datamatch, unless the work is the vCPU's own
-    /// ([`VirtioDevice::BY_VCPU`]).
+    /// Written on a kick; the machine makes it an ioeventfd of the slot's QueueNotify, without datamatch.
     pub fn notify(&self) -> &EventFd {
         &self.notify
     }
@@ -182,7 +181,6 @@ impl<D: VirtioDevice> MmioTransport<D> {
             (registers::INTERRUPT_ACK, Ok(value)) => {
                 self.irq.status.fetch_and(!value, Ordering::SeqCst);
             }
-            (registers::QUEUE_NOTIFY, Ok(_)) if D::BY_VCPU => self.process(),
             // Trapped, because the machine has no ioeventfd there (yet).
             (registers::QUEUE_NOTIFY, Ok(_)) => self.rerun(),
             _ => self.write_locked(offset, value.ok(), data),
@@ -243,7 +241,7 @@ impl<D: VirtioDevice> MmioTransport<D> {
         let _ = self.notify.write(1);
     }
 
-    /// Works on the queues. Called by the event loop when `notify` was written, or by the vCPU that kicked.
+    /// Works on the queues. Called by the event loop when `notify` was written.
     pub fn process(&self) {
         let _ = self.run(|device, queues| device.process(queues));
     }
