@@ -33,7 +33,8 @@ fn noisy() -> Settings {
 }
 
 fn resident(daemon: &Daemon) -> u64 {
-    proc::kib_field(&format!("/proc/{}/status", daemon.pid()), "RssAnon").expect("a living process has a size")
+    proc::kib_field(&format!("/proc/{}/status", daemon.pid()), "RssAnon")
+        .expect("a living process has a size")
 }
 
 /// Bytes of a daemon that has started, with what it does ahead of need.
