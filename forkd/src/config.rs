@@ -114,7 +114,8 @@ pub struct Args {
     /// Unload templates that had no fork for so long; 0: never
     #[arg(long, value_name = "SECONDS", default_value_t = IDLE_UNLOAD_S)]
     pub idle_unload: u64,
-    /// Forks that had nothing to do for so long give back the pages that are equal to their template's again; 0: never
+    /// Forks that had nothing to do for so long give back the pages that are equal to their template's again, and keep only what differs
+    /// of those that nearly are; 0: never
     #[arg(long, value_name = "SECONDS", default_value_t = TRIM_AFTER_S, value_parser = clap::value_parser!(u32).range(..=86_400))]
     pub trim_after: u32,
     /// Addresses of guests

@@ -23,8 +23,8 @@ pub enum ToZygote {
         manifest: Vec<u8>,
         /// Whether a root image descriptor follows.
         root: bool,
-        /// How long a fork's devices have had nothing to do when it gives back the pages that are equal to the image again, in
-        /// milliseconds; none: never. Guests with several vCPUs never do.
+        /// How long a fork's devices have had nothing to do when it gives back the pages that are equal to the image again, or
+        /// nearly so, in milliseconds; none: never. Guests with several vCPUs never do.
         trim_after_ms: Option<u32>,
     },
     /// What forks touch first, so that later ones get copies of it, or have it mapped, in one go instead of by a fault for

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use forkling_daemon::api::types::ForkMemory;
 use forkling_tests::{daemon::Daemon, eventually, proc};
+use serde_json::{Value, json};
 
 use crate::guest;
 
@@ -33,30 +34,100 @@ fn an_idle_fork_costs_at_most_eight_mib() {
     assert!(each <= LIMIT, "{each} bytes for an idle fork");
 }
 
-#[test]
-fn a_fork_at_rest_gives_back_what_is_equal_to_its_template_again() {
-    const PATIENCE: Duration = Duration::from_secs(30);
-    /// Less than what is equal again after one command, some 150 KiB.
-    const MUCH: u64 = 100 << 10;
-    let daemon = guest::settings().arg("--trim-after").arg("3").start();
-    guest::ensure(&daemon, guest::ONE);
-    let fork = daemon.fork(guest::ONE);
-    daemon.wait_complete(guest::ONE);
-    daemon.kill(&fork.id).unwrap();
-    let fork = daemon.fork(guest::ONE);
-    let private = |daemon: &Daemon| {
-        let memory: ForkMemory = daemon.call("GET", &format!("/v1/forks/{}/memory", fork.id), None).unwrap();
+/// Writes files of few bytes and of many, some of them in the overlay.
+const FILL: &str = r#"
+mkdir /dev/shm/few /root/few
+for i in $(seq 200); do echo "file $i of $RANDOM" > /dev/shm/few/$i; done
+for i in $(seq 50); do echo "file $i of $RANDOM" > /root/few/$i; done
+head -c 50000 /dev/urandom > /dev/shm/many
+"#;
+
+/// A sum of all that [`FILL`] has written.
+const SUM: &str = "cat /dev/shm/few/* /root/few/* /dev/shm/many | sha256sum | cut -c1-64";
+
+/// Starts a process that says every second that its memory is what it was, and runs no program for that.
+const TICK: &str = r#"
+cat > /dev/shm/tick <<'END'
+mkfifo /dev/shm/never; exec 3<>/dev/shm/never
+for i in {1..20}; do line[i]="$i squared is $((i * i))"; done
+while true; do
+    for i in {1..20}; do [ "${line[i]}" = "$i squared is $((i * i))" ] || { echo wrong > /dev/shm/ticks; exit; }; done
+    echo tick >> /dev/shm/ticks; read -t 1 -u 3
+done
+END
+setsid bash /dev/shm/tick </dev/null >/dev/null 2>&1 &
+"#;
+
+/// Leaves a fork alone until it has given back so many hundredths of the memory that it has written.
+fn goes_to_rest(daemon: &Daemon, fork: &str, hundredths: u64) {
+    const PATIENCE: Duration = Duration::from_secs(60);
+    let private = || {
+        let memory: ForkMemory = daemon.call("GET", &format!("/v1/forks/{fork}/memory"), None).unwrap();
         memory.private_bytes
     };
-    let sum = "sha256sum /dev/shm/blob | cut -c1-64";
-    let digest = daemon.sh(&fork.id, &format!("head -c 1000000 /dev/urandom > /dev/shm/blob; {sum}"));
-    // It is trimmed again each time that it comes to rest.
-    for _ in 0..3 {
-        let before = private(&daemon);
-        eventually(PATIENCE, "the fork gives memory back", || {
-            let now = private(&daemon);
-            if now + MUCH < before { Ok(()) } else { Err(format!("{before} bytes, now {now}")) }
-        });
-        assert_eq!(daemon.sh(&fork.id, sum), digest);
+    let before = private();
+    eventually(PATIENCE, "the fork gives memory back", || {
+        let now = private();
+        if now * 100 < before * (100 - hundredths) {
+            Ok(())
+        } else {
+            Err(format!("{before} bytes, now {now}"))
+        }
+    });
+}
+
+#[test]
+fn a_fork_at_rest_gives_back_what_is_nearly_equal_to_its_template() {
+    let daemon = guest::settings().arg("--trim-after").arg("3").start();
+    guest::ensure(&daemon, guest::ONE);
+    let first = daemon.fork(guest::ONE);
+    daemon.wait_complete(guest::ONE);
+    daemon.kill(&first.id).unwrap();
+    let fork = daemon.fork(guest::ONE).id;
+    let run = |line: &str| daemon.exec(&fork, &json!({"argv": ["bash", "-c", line]})).unwrap();
+    assert_eq!(run(FILL).end.exit_code, Some(0));
+    let sum = daemon.sh(&fork, SUM);
+    // It does so each time that it comes to rest.
+    for round in 0..2 {
+        goes_to_rest(&daemon, &fork, 50);
+        assert_eq!(daemon.sh(&fork, SUM), sum, "round {round}");
     }
+
+    // What runs meanwhile goes on. Its own pages differ in much.
+    assert_eq!(run(TICK).end.exit_code, Some(0));
+    let ticks = |fork: &str| -> u32 {
+        let said = daemon.sh(fork, "sleep 1; sort /dev/shm/ticks | uniq -c");
+        let (count, what) = said.trim().split_once(' ').expect("a number and a word");
+        assert_eq!(what, "tick", "the process's memory is what it was");
+        count.parse().expect("a number")
+    };
+    for round in 0..3 {
+        let before = ticks(&fork);
+        goes_to_rest(&daemon, &fork, 30);
+        std::thread::sleep(Duration::from_secs(3));
+        let ticks = ticks(&fork) - before;
+        assert!(ticks >= 3, "{ticks} in round {round}");
+        assert_eq!(daemon.sh(&fork, SUM), sum, "round {round}");
+    }
+
+    // What it saves is what it holds.
+    goes_to_rest(&daemon, &fork, 30);
+    daemon.snapshot(&fork, "rested").expect("a fork at rest can be saved");
+    assert_eq!(daemon.sh(&fork, SUM), sum);
+    let copy = daemon.fork("rested").id;
+    assert_eq!(daemon.sh(&copy, SUM), sum);
+    let before = ticks(&copy);
+    assert!(ticks(&copy) > before, "its process goes on in a fork of it");
+    daemon.kill(&copy).unwrap();
+    daemon.remove_template("rested").unwrap();
+
+    // A reset leaves nothing of it. It has been at rest for long by now.
+    assert_eq!(daemon.sh(&fork, SUM), sum);
+    goes_to_rest(&daemon, &fork, 30);
+    daemon.call::<Value>("POST", &format!("/v1/forks/{fork}/reset"), Some(&json!({}))).unwrap();
+    assert_eq!(daemon.sh(&fork, "ls /dev/shm /root | grep -c -e few -e many -e tick || true"), "0");
+    assert_eq!(run(FILL).end.exit_code, Some(0));
+    let sum = daemon.sh(&fork, SUM);
+    goes_to_rest(&daemon, &fork, 50);
+    assert_eq!(daemon.sh(&fork, SUM), sum);
 }

@@ -338,6 +338,11 @@ impl Devices {
         true
     }
 
+    /// Whether an event with this token means that the guest wants random numbers.
+    pub fn is_refill(token: Token) -> bool {
+        token.0 == FIRST_TOKEN + Slot::Rng as usize
+    }
+
     /// Whether the guest is owed an interrupt that can wait a moment; then [`Self::settle`] is to be called.
     pub fn owes_interrupt(&self) -> bool {
         self.vsock.owes_interrupt()

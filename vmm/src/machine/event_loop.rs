@@ -1,6 +1,12 @@
 //! The event loop: the one thread that moves data between devices and host.
 //!
 //! It runs beside the vCPUs and can be stopped and started again; while it is stopped no device changes.
+//!
+//! While pages of the guest are folded ([`Folded`]) it serves their faults, and nothing else: whatever else happens, it brings all
+//! of them back first, before it touches a device. Device work reads guest memory, for whose pages this thread would wait for ever, and
+//! takes locks, whose holders may be vCPU threads that wait for such a page just now. Serving faults takes none, so every vCPU
+//! thread gets its page, whatever it holds; and when the loop is stopped nothing is folded any more, so that the lead vCPU's thread,
+//! which alone touches the guest's memory then, never waits for a loop that stands still.
 
 use std::{
     io,
@@ -16,9 +22,12 @@ use std::{
 use mio::{Events, Interest, Poll, Registry, Token, Waker, unix::SourceFd};
 
 use super::Error;
-use crate::devices::{
-    self, Backends, Devices, serial,
-    virtio::{net, pmem},
+use crate::{
+    devices::{
+        self, Backends, Devices, serial,
+        virtio::{net, pmem},
+    },
+    memory::folded::{Folded, Rest},
 };
 
 /// The waker's token; the devices' are in [`devices::TOKENS`].
@@ -26,7 +35,16 @@ const WAKER: Token = Token(0);
 /// The source's token.
 const SOURCE: Token = Token(1);
 
-const _: () = assert!(devices::TOKENS.start > 1);
+/// The token of folded pages that are waited for.
+const FAULTS: Token = Token(2);
+
+const _: () = assert!(devices::TOKENS.start > FAULTS.0);
+
+/// How long nothing must happen after a guest that was at rest has asked for random numbers only.
+const SHORT: Duration = Duration::from_millis(50);
+
+/// Events taken at a time.
+const EVENTS: usize = 64;
 
 /// How long an interrupt that the guest needs only to use its buffers again is put off.
 const MOMENT: Duration = Duration::from_millis(5);
@@ -45,6 +63,11 @@ pub trait Source: Send {
     }
     /// Nothing has happened for a while.
     fn at_rest(&mut self) {}
+    /// Folded pages of the guest cannot be brought back, so that it must not go on: ends the process.
+    fn guest_lost(&mut self, error: io::Error) -> ! {
+        tracing::error!(error = super::one_line(&error), "memory of the guest is lost");
+        std::process::exit(1)
+    }
 }
 
 /// An event loop without its devices, which need its epoll to be made.
@@ -74,7 +97,7 @@ impl EventLoopSeed {
     /// The loop that serves `devices`, and `source` from [`RunningLoop::watch_source`] on.
     pub fn serve(self, devices: Arc<Devices>, source: Box<dyn Source>) -> EventLoop {
         let Self { poll, waker } = self;
-        EventLoop { poll, waker, devices, source, owing: None, restless: false }
+        EventLoop { poll, waker, devices, source, folded: None, owing: None, unrest: Unrest::Nothing }
     }
 }
 
@@ -84,10 +107,21 @@ pub struct EventLoop {
     waker: Arc<Waker>,
     devices: Arc<Devices>,
     source: Box<dyn Source>,
+    /// Pages of the guest that this thread brings back.
+    folded: Option<Folded>,
     /// Since when devices owe an interrupt.
     owing: Option<Instant>,
-    /// Whether anything has happened since [`Source::at_rest`] was called. Being stopped is nothing.
-    restless: bool,
+    /// What has happened since [`Source::at_rest`] was called. Being stopped is nothing.
+    unrest: Unrest,
+}
+
+/// How much a guest that was at rest has done since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Unrest {
+    Nothing,
+    /// It wanted random numbers, as kernels do by themselves every minute, and in the first one more often.
+    Refill,
+    Something,
 }
 
 /// An event loop that runs on its own thread.
@@ -108,10 +142,11 @@ impl EventLoop {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let body = move || {
-            let mut events = Events::with_capacity(64);
+            let mut events = Events::with_capacity(EVENTS);
             while !stopped.load(Ordering::SeqCst) {
                 self.round(&mut events);
             }
+            self.unfold();
             self
         };
         let builder = std::thread::Builder::new().name("devices".into()).stack_size(super::STACK);
@@ -126,22 +161,75 @@ impl EventLoop {
         Ok(Self { source, ..self })
     }
 
+    /// Serves folded pages of the guest from its start on, until something else happens.
+    pub fn with_folded(self, folded: Option<Folded>) -> Result<Self, Error> {
+        if let Some(folded) = &folded {
+            let descriptor = folded.descriptor().as_raw_fd();
+            let registry = self.poll.registry();
+            registry
+                .register(&mut SourceFd(&descriptor), FAULTS, Interest::READABLE)
+                .map_err(Error::EventLoop)?;
+        }
+        Ok(Self { folded, ..self })
+    }
+
+    /// Does what is waiting to be done, be it only the wake-up that stopped the loop, and tells whether anything has happened since it
+    /// was at rest.
+    pub fn catch_up(&mut self) -> bool {
+        let mut events = Events::with_capacity(EVENTS);
+        self.wait(&mut events, Some(Duration::ZERO));
+        self.handle(&events);
+        self.unrest > Unrest::Nothing
+    }
+
     fn round(&mut self, events: &mut Events) {
         let owing = self.owing.map(|since| MOMENT.saturating_sub(since.elapsed()));
-        let patience = owing.or_else(|| self.source.patience().filter(|_| self.restless));
-        match self.poll.poll(events, patience) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => return,
-            result => result.expect("epoll_wait fails only on programmer errors"),
+        let patience = || match self.unrest {
+            Unrest::Nothing => None,
+            Unrest::Refill => self.source.patience().map(|patience| patience.min(SHORT)),
+            Unrest::Something => self.source.patience(),
+        };
+        if !self.wait(events, owing.or_else(patience)) {
+            return;
+        }
+        if self.folded.is_some() {
+            if owing.is_none() && events.iter().all(|event| event.token() == FAULTS) {
+                return self.serve_faults();
+            }
+            self.unfold();
+            // Something else, be it console output that counts for nothing otherwise: it has to come to rest again.
+            let refill = events.iter().all(|event| Devices::is_refill(event.token()));
+            self.unrest = if refill { Unrest::Refill } else { Unrest::Something };
         }
         if events.is_empty() && owing.is_none() {
-            self.restless = false;
+            self.unrest = Unrest::Nothing;
             self.source.at_rest();
             return;
         }
+        self.handle(events);
+    }
+
+    /// Waits for events, at most so long; `false` if a signal came instead.
+    fn wait(&mut self, events: &mut Events, patience: Option<Duration>) -> bool {
+        match self.poll.poll(events, patience) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => false,
+            result => {
+                result.expect("epoll_wait fails only on programmer errors");
+                true
+            }
+        }
+    }
+
+    fn handle(&mut self, events: &Events) {
         for event in events.iter() {
-            self.restless |= event.token() != WAKER;
+            self.unrest = self.unrest.max(match event.token() {
+                WAKER | FAULTS => Unrest::Nothing,
+                token if Devices::is_refill(token) => Unrest::Refill,
+                _ => Unrest::Something,
+            });
             match event.token() {
-                WAKER => {}
+                // Faults of pages that are back by now.
+                WAKER | FAULTS => {}
                 SOURCE => self.source.ready(&self.devices),
                 _ => {
                     let known = self.devices.on_event(event);
@@ -151,6 +239,21 @@ impl EventLoop {
         }
         self.source.after_round(&self.devices);
         self.settle();
+    }
+
+    fn serve_faults(&mut self) {
+        match self.folded.as_mut().map(Folded::serve) {
+            Some(Ok(Rest::Over)) => self.unfold(),
+            Some(Err(error)) => self.source.guest_lost(error),
+            Some(Ok(Rest::Goes)) | None => {}
+        }
+    }
+
+    /// Brings all folded pages back. Their descriptor leaves epoll as it is closed.
+    fn unfold(&mut self) {
+        if let Some(Err(error)) = self.folded.take().map(Folded::unfold) {
+            self.source.guest_lost(error);
+        }
     }
 
     fn settle(&mut self) {

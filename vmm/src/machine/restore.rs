@@ -7,7 +7,10 @@ use kvm_ioctls::{Cap, Kvm};
 use super::{Core, Error, EventLoopSeed, Forkpoint, Machine, MachineState, Paused};
 use crate::{
     devices::{DeviceStates, Devices},
-    memory::{guest::GuestMemory, layout},
+    memory::{
+        guest::{GuestMemory, Trimmed},
+        layout,
+    },
     protocol::PageRun,
     sys::mapping::Mapping,
     vcpu::{
@@ -158,9 +161,9 @@ impl Machine<Paused> {
 }
 
 impl Machine<Paused> {
-    /// Gives back those of the guest's `pages` that are equal to the complete `image` again ([`GuestMemory::trim`]); the guest cannot
-    /// tell. Its event loop stands still. Returns how many bytes that was.
-    pub fn trim(&self, pages: &[Range<u64>], image: &File) -> Result<u64, Error> {
+    /// Gives back those of the guest's `pages` that are equal to the complete `image` again, or nearly so ([`GuestMemory::trim`]); the
+    /// guest cannot tell. Its event loop stands still, and is started with what was folded ([`super::EventLoop::with_folded`]).
+    pub fn trim(&self, pages: &[Range<u64>], image: &File) -> Result<Trimmed, Error> {
         self.core.memory.trim(pages, image).map_err(Error::Rewind)
     }
 

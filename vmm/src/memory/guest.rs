@@ -10,12 +10,14 @@ use std::{
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use super::{
-    GuestRam, large,
+    GuestRam,
+    folded::Folded,
+    large,
     layout::{self, RamRegion},
 };
 use crate::sys::{
     mapping::{LARGE_PAGE, Mapping},
-    pagemap::{Pagemap, Pages},
+    pagemap::{Pagemap, Pages, total},
     uffd::Uffd,
 };
 
@@ -28,6 +30,15 @@ pub struct GuestMemory {
     mapping: Mapping,
     regions: Vec<RamRegion>,
     ram: GuestRam,
+}
+
+/// What [`GuestMemory::trim`] has done.
+#[derive(Debug)]
+pub struct Trimmed {
+    /// Bytes of pages that were equal to the image.
+    pub equal: u64,
+    /// Pages that were folded, if any.
+    pub folded: Option<Folded>,
 }
 
 impl GuestMemory {
@@ -100,39 +111,47 @@ impl GuestMemory {
     }
 
     /// Throws away those copies among `pages` (byte ranges, of [`GuestMemory::private`]) that are equal to what the complete `image` has
-    /// there: locks that are free again, page tables that were cleared. Nobody writes to the memory meanwhile. Returns how many
-    /// bytes were given back.
+    /// there: locks that are free again, page tables that were cleared. Those that differ in little are folded, where the host lets
+    /// that be: what differs is kept and they are thrown away, too. Nobody touches the memory meanwhile, nor afterwards before
+    /// somebody serves the [`Folded`] pages.
     ///
     /// # Errors
-    /// When the memory or the image cannot be read.
-    pub fn trim(&self, pages: &[Range<u64>], image: &File) -> io::Result<u64> {
-        let page = layout::PAGE as usize;
-        let (mut ours, mut theirs) = (vec![0; page], vec![0; page]);
-        let mut freed = 0;
+    /// When the memory or the image cannot be read. The memory cannot be used any more.
+    pub fn trim(&self, pages: &[Range<u64>], image: &File) -> io::Result<Trimmed> {
+        let room = (total(pages) / layout::PAGE) as usize;
+        let folded = (room > 0).then(|| Folded::new(self.mapping, image, room)).transpose();
+        let mut folded = folded.unwrap_or_else(|error| {
+            tracing::debug!(error = crate::machine::one_line(&error), "no page is folded");
+            None
+        });
+        let (mut ours, mut theirs) = ([0; layout::PAGE as usize], [0; layout::PAGE as usize]);
+        let mut equal = 0;
         for range in pages {
             // One call for neighbours: each ends in the other vCPUs' and the guest's page tables.
-            let mut equal = range.start..range.start;
-            for start in range.clone().step_by(page) {
+            let mut gone = range.start..range.start;
+            for start in range.clone().step_by(layout::PAGE as usize) {
                 self.read_image(start, &mut ours).map_err(io::Error::other)?;
                 image.read_exact_at(&mut theirs, start)?;
-                if ours != theirs {
-                    freed += self.discard(&equal)?;
-                    equal = start + layout::PAGE..start + layout::PAGE;
-                } else {
-                    equal.end = start + layout::PAGE;
+                let mut fold =
+                    || folded.as_mut()?.folds().push(start / layout::PAGE, &ours, &theirs).then_some(());
+                if ours == theirs {
+                    equal += layout::PAGE;
+                } else if fold().is_none() {
+                    self.discard(&gone)?;
+                    gone = start + layout::PAGE..start + layout::PAGE;
+                    continue;
                 }
+                gone.end = start + layout::PAGE;
             }
-            freed += self.discard(&equal)?;
+            self.discard(&gone)?;
         }
-        Ok(freed)
+        // Without a page it may be closed.
+        Ok(Trimmed { equal, folded: folded.filter(|folded| !folded.is_empty()) })
     }
 
-    fn discard(&self, range: &Range<u64>) -> io::Result<u64> {
+    fn discard(&self, range: &Range<u64>) -> io::Result<()> {
         let len = range.end - range.start;
-        if len > 0 {
-            self.mapping.discard(range.start, len)?;
-        }
-        Ok(len)
+        if len > 0 { self.mapping.discard(range.start, len) } else { Ok(()) }
     }
 
     /// Makes private copies of these pages (first page of the image and how many) before anybody writes to them. Pages

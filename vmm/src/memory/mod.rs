@@ -1,5 +1,7 @@
 //! Guest-physical layout, the shared image and a fork's private view of it.
 
+mod fold;
+pub mod folded;
 pub mod guest;
 pub mod image;
 mod large;

@@ -65,28 +65,31 @@ impl FaultBuffer {
 impl Uffd {
     /// A new one for this process: from `/dev/userfaultfd` where that may be opened, else by the system call.
     pub fn new(scope: Scope) -> io::Result<Self> {
+        Self::with_features(scope, FeatureFlags::MISSING_SHMEM)
+    }
+
+    fn with_features(scope: Scope, features: FeatureFlags) -> io::Result<Self> {
         let built = UffdBuilder::new()
             .close_on_exec(true)
             .non_blocking(true)
             .user_mode_only(scope == Scope::User)
-            .require_features(FeatureFlags::MISSING_SHMEM)
+            .require_features(features)
             .create();
         match built {
             // The device is there but not for us; the system call has rules of its own.
-            Err(userfaultfd::Error::OpenDevUserfaultfd(_)) => Self::by_system_call(scope),
+            Err(userfaultfd::Error::OpenDevUserfaultfd(_)) => Self::by_system_call(scope, features),
             result => Ok(Self(result.map_err(io_error)?)),
         }
     }
 
-    fn by_system_call(scope: Scope) -> io::Result<Self> {
+    fn by_system_call(scope: Scope, features: FeatureFlags) -> io::Result<Self> {
         let mut flags = UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::NONBLOCK;
         if scope == Scope::User {
             flags |= UserfaultfdFlags::from_bits_retain(USER_MODE_ONLY);
         }
         // SAFETY: the call makes a descriptor and touches no memory.
         let fd = unsafe { rustix::mm::userfaultfd(flags) }?;
-        let mut handshake =
-            ApiHandshake { api: API, features: FeatureFlags::MISSING_SHMEM.bits(), ioctls: 0 };
+        let mut handshake = ApiHandshake { api: API, features: features.bits(), ioctls: 0 };
         // SAFETY: opcode and structure are those of UFFDIO_API (linux/userfaultfd.h).
         let request = unsafe { Updater::<UFFDIO_API, ApiHandshake>::new(&mut handshake) };
         // SAFETY: the kernel reads and writes `handshake` only.
@@ -100,6 +103,17 @@ impl Uffd {
         let uffd = Self::new(Scope::UserAndKernel).map_err(Error::Create)?;
         uffd.register_missing(mapping.address(), mapping.len() as u64)
             .map_err(|source| Error::Register { len: mapping.len(), source })?;
+        Ok(uffd)
+    }
+
+    /// One that delivers every fault on what this process has not mapped of a private mapping of an image: *minor* ones, of pages that
+    /// the image has in memory, and those of its holes (MINOR_SHMEM, Linux 5.14). The kernel's fault-around is off as long.
+    pub fn for_unmapped(mapping: &Mapping) -> Result<Self, Error> {
+        let features = FeatureFlags::MISSING_SHMEM | FeatureFlags::from_bits_retain(MINOR_SHMEM);
+        let uffd = Self::with_features(Scope::UserAndKernel, features).map_err(Error::Create)?;
+        let (address, len) = (mapping.address() as *mut _, mapping.len());
+        let registered = uffd.0.register_with_mode(address, len, RegisterMode::MISSING | RegisterMode::MINOR);
+        registered.map_err(|error| Error::Register { len, source: io_error(error) })?;
         Ok(uffd)
     }
 
@@ -167,6 +181,34 @@ impl Uffd {
         self.0.wake(address as *mut _, len as usize).map_err(io_error)
     }
 
+    /// Puts new pages of the process's own at `to`, where nothing is mapped, and wakes who waits for them: each appears with all of its
+    /// contents. Returns how many bytes that were, which may be fewer.
+    ///
+    /// # Errors
+    /// EEXIST when the first page is mapped already, EAGAIN while the address space is changing, ENOMEM.
+    pub fn copy(&self, to: u64, pages: &[u8]) -> io::Result<usize> {
+        // SAFETY: only unmapped pages of ranges registered with this descriptor change, from unmapped to these contents; whoever
+        // registered them asked for that. The source is a live slice.
+        let copied = unsafe { self.0.copy(pages.as_ptr().cast(), to as *mut _, pages.len(), true) };
+        match copied {
+            // The library hands on the kernel's count as it is, which is a negated error when nothing was copied.
+            Err(userfaultfd::Error::PartiallyCopied(count)) if (1..=pages.len()).contains(&count) => {
+                Ok(count)
+            }
+            Err(userfaultfd::Error::PartiallyCopied(_)) => Err(io::Error::from_raw_os_error(libc::EAGAIN)),
+            result => result.map_err(io_error),
+        }
+    }
+
+    /// Maps the pages that the mapped file has in memory in `[address, address + len)`, as far as nothing is mapped there, and wakes who
+    /// waits for them. Stops at the first page that is mapped already or not in memory; that is no error unless it is the first.
+    ///
+    /// # Errors
+    /// EEXIST when the first page is mapped already, EAGAIN while the address space is changing, ENOMEM.
+    pub fn map(&self, address: u64, len: u64) -> io::Result<()> {
+        self.0.r#continue(address as *mut _, len as usize, true).map(drop).map_err(io_error)
+    }
+
     /// Maps the kernel's page of zeros wherever nothing is mapped in `[address, address + len)` and wakes who waits
     /// there. In a private mapping of shared memory this takes no page: neither the process nor the memory behind it
     /// gets one before it is written (mfill_atomic_pte() of mm/userfaultfd.c). Returns the number of pages that were
@@ -222,7 +264,7 @@ impl AsFd for Uffd {
 #[derive(Debug)]
 pub struct Inserter {
     memory: SealedMemory,
-    uffd: userfaultfd::Uffd,
+    uffd: Uffd,
 }
 
 impl Inserter {
@@ -230,7 +272,7 @@ impl Inserter {
     pub fn new(memory: SealedMemory) -> Result<Self, (SealedMemory, io::Error)> {
         let registered = Uffd::new(Scope::User).and_then(|uffd| {
             uffd.register_missing(memory.address_of(0, 0), memory.len())?;
-            Ok(uffd.0)
+            Ok(uffd)
         });
         match registered {
             Ok(uffd) => Ok(Self { memory, uffd }),
@@ -253,7 +295,7 @@ impl Inserter {
         let (mut done, mut existing) = (0, 0);
         while done < pages.len() {
             let rest = &pages[done..];
-            match self.copy(to + done as u64, rest) {
+            match self.uffd.copy(to + done as u64, rest) {
                 Ok(count) => done += count,
                 Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {
                     let page = &rest[..PAGE.min(rest.len())];
@@ -268,20 +310,6 @@ impl Inserter {
         }
         Ok(existing)
     }
-
-    fn copy(&self, to: u64, pages: &[u8]) -> io::Result<usize> {
-        // SAFETY: the caller asserted that the target is inside the mapping owned by `self.memory`, into which there
-        // are no Rust references; the source is a live slice.
-        let copied = unsafe { self.uffd.copy(pages.as_ptr().cast(), to as *mut _, pages.len(), true) };
-        match copied {
-            // The library hands on the kernel's count as it is, which is a negated error when nothing was copied.
-            Err(userfaultfd::Error::PartiallyCopied(count)) if (1..=pages.len()).contains(&count) => {
-                Ok(count)
-            }
-            Err(userfaultfd::Error::PartiallyCopied(_)) => Err(io::Error::from_raw_os_error(libc::EAGAIN)),
-            result => result.map_err(io_error),
-        }
-    }
 }
 
 /// Whether a request over several pages was carried out in part at most.
@@ -294,6 +322,9 @@ const PAGE: usize = 4096;
 
 /// UFFD_USER_MODE_ONLY of linux/userfaultfd.h.
 const USER_MODE_ONLY: u32 = 1;
+
+/// UFFD_FEATURE_MINOR_SHMEM of linux/userfaultfd.h.
+const MINOR_SHMEM: u64 = 1 << 10;
 
 /// UFFD_FEATURE_WP_HUGETLBFS_SHMEM of linux/userfaultfd.h.
 const WP_SHMEM: u64 = 1 << 12;

@@ -20,7 +20,7 @@ use crate::{
     },
     machine::{ConsoleReader, Interrupter, Observer, Source},
     memory::guest::GuestMemory,
-    protocol::{FromFork, Opening, Passage, Stamps, ToFork},
+    protocol::{Failure, FailureKind, FromFork, Opening, Passage, Stamps, ToFork},
     sys::pagemap::total,
 };
 
@@ -192,6 +192,14 @@ impl Source for Control {
             Ok(_) => {}
             Err(error) => tracing::debug!(%error, "not trimmed"),
         }
+    }
+
+    fn guest_lost(&mut self, error: std::io::Error) -> ! {
+        let message = format!("its memory cannot be brought back: {}", crate::machine::one_line(&error));
+        let failure = Failure { kind: FailureKind::Host, message };
+        // If the daemon does not hear it, it sees the process end.
+        let _ = self.channel.send(&FromFork::Failed(failure), &[]);
+        std::process::exit(0)
     }
 
     fn after_round(&mut self, devices: &Devices) {

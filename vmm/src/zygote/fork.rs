@@ -23,7 +23,10 @@ use crate::{
         self, About, EventLoop, EventLoopSeed, Forkpoint, Halt, Interrupter, Machine, Paused, RunningLoop,
         Steps,
     },
-    memory::guest::GuestMemory,
+    memory::{
+        folded::Folded,
+        guest::{GuestMemory, Trimmed},
+    },
     protocol::{FromFork, Opening, Stamps, StopReason, ToFork, View},
     sys::{process, uffd::Uffd},
     vm::ClockState,
@@ -302,15 +305,21 @@ impl Fork<'_> {
                     Halt::Ended(reason) => return Err(Error::Ended(reason)),
                 }
             };
-            let still = event_loop.stop();
+            let mut still = event_loop.stop();
             machine = running.pause()?;
             let (mailbox, directory) = match request {
                 Request::Rewind { keep_writes } => return Ok((machine, still, keep_writes)),
                 Request::Save { mailbox, directory } => (mailbox, directory),
-                Request::Trim { pages } => {
-                    let freed = machine.trim(&pages, &self.zygote.image)?;
-                    tracing::debug!(freed, "pages equal to the image are given back");
+                // It has had something to do since, and will be at rest again.
+                Request::Trim { .. } if still.catch_up() => {
                     event_loop = still.start()?;
+                    continue;
+                }
+                Request::Trim { pages } => {
+                    let Trimmed { equal, folded } = machine.trim(&pages, &self.zygote.image)?;
+                    let pages = folded.as_ref().map_or(0, Folded::len);
+                    tracing::debug!(equal, folded = pages, "memory is given back");
+                    event_loop = still.with_folded(folded)?.start()?;
                     continue;
                 }
             };

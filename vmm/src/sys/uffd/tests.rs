@@ -1,7 +1,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use super::{FaultBuffer, Inserter, Scope, Uffd};
+use super::{FaultBuffer, FeatureFlags, Inserter, Scope, Uffd};
 use crate::sys::memfd::SealedMemory;
 
 const LEN: u64 = 1 << 20;
@@ -45,7 +45,7 @@ fn insertion_past_the_end_is_refused() {
 
 #[test]
 fn the_system_call_works_without_the_device() {
-    let uffd = Uffd::by_system_call(Scope::User).unwrap();
+    let uffd = Uffd::by_system_call(Scope::User, FeatureFlags::MISSING_SHMEM).unwrap();
     let memory = SealedMemory::new("test", LEN).unwrap();
     uffd.register_missing(memory.address_of(0, 0), LEN).unwrap();
 }
