@@ -9,7 +9,7 @@
 //!
 //! System calls of [`Devices::new`] and [`Devices::restore`]: nine eventfds (an interrupt each for console, vsock,
 //! pmem, rng and net; a kick each for the last four), five `epoll_ctl`. No thread, no other descriptor; the machine adds
-//! five irqfds and four ioeventfds.
+//! five irqfds and two ioeventfds, since what rng and pmem are kicked for is done by the vCPU that kicks.
 //!
 //! Dropping devices closes their descriptors and leaves epoll alone, so a process that was made by fork(2) can drop
 //! its copy without a trace in its parent's event loop.
@@ -226,7 +226,8 @@ impl Devices {
     }
 
     fn watch_kicks(&self, registry: &Registry) -> io::Result<()> {
-        self.kicks().try_for_each(|kick| {
+        let by_vcpus = self.pmem.iter().map(kick_of).chain([kick_of(&self.rng)]);
+        self.kicks().chain(by_vcpus).try_for_each(|kick| {
             let token = Token(FIRST_TOKEN + kick.slot as usize);
             registry.register(&mut SourceFd(&kick.fd.as_raw_fd()), token, Interest::READABLE)
         })?;
@@ -289,11 +290,11 @@ impl Devices {
         .chain(net)
     }
 
-    /// Every address a driver kicks at. An ioeventfd there spares the vCPU a trip out of the kernel; without one a
-    /// kick arrives at [`Self::mmio_write`] and has the same effect.
+    /// Every address at which a driver kicks the event loop. An ioeventfd there spares the vCPU a trip out of the kernel; without one a
+    /// kick arrives at [`Self::mmio_write`] and has the same effect. Kicks of the other devices arrive there, too, and the vCPU that
+    /// kicked does what is wanted ([`VirtioDevice::BY_VCPU`]).
     pub fn kicks(&self) -> impl Iterator<Item = Kick<'_>> {
-        let always = [kick_of(&self.vsock), kick_of(&self.rng)];
-        self.pmem.iter().map(kick_of).chain(always).chain(self.net.iter().map(kick_of))
+        [kick_of(&self.vsock)].into_iter().chain(self.net.iter().map(kick_of))
     }
 
     /// Starts restored devices: work that was pending when they were saved is done and what the guest may be waiting
@@ -336,11 +337,6 @@ impl Devices {
             None => return false,
         }
         true
-    }
-
-    /// Whether an event with this token means that the guest wants random numbers.
-    pub fn is_refill(token: Token) -> bool {
-        token.0 == FIRST_TOKEN + Slot::Rng as usize
     }
 
     /// Whether the guest is owed an interrupt that can wait a moment; then [`Self::settle`] is to be called.

@@ -157,7 +157,7 @@ fn the_root_image_must_fit_the_template() {
     assert!(matches!(new(false, backends()), Err(Error::Root { given: true })));
     assert!(matches!(new(true, without()), Err(Error::Root { given: false })));
     let plain = new(false, without()).unwrap();
-    assert_eq!((plain.interrupts().count(), plain.kicks().count()), (3, 2));
+    assert_eq!((plain.interrupts().count(), plain.kicks().count()), (3, 1));
     let states = plain.save();
     assert_eq!(states.pmem, None);
     assert!(Devices::restore(&states, without(), ram.clone()).is_ok());

@@ -40,9 +40,6 @@ const FAULTS: Token = Token(2);
 
 const _: () = assert!(devices::TOKENS.start > FAULTS.0);
 
-/// How long nothing must happen after a guest that was at rest has asked for random numbers only.
-const SHORT: Duration = Duration::from_millis(50);
-
 /// Events taken at a time.
 const EVENTS: usize = 64;
 
@@ -97,7 +94,7 @@ impl EventLoopSeed {
     /// The loop that serves `devices`, and `source` from [`RunningLoop::watch_source`] on.
     pub fn serve(self, devices: Arc<Devices>, source: Box<dyn Source>) -> EventLoop {
         let Self { poll, waker } = self;
-        EventLoop { poll, waker, devices, source, folded: None, owing: None, unrest: Unrest::Nothing }
+        EventLoop { poll, waker, devices, source, folded: None, owing: None, restless: false }
     }
 }
 
@@ -111,17 +108,8 @@ pub struct EventLoop {
     folded: Option<Folded>,
     /// Since when devices owe an interrupt.
     owing: Option<Instant>,
-    /// What has happened since [`Source::at_rest`] was called. Being stopped is nothing.
-    unrest: Unrest,
-}
-
-/// How much a guest that was at rest has done since.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Unrest {
-    Nothing,
-    /// It wanted random numbers, as kernels do by themselves every minute, and in the first one more often.
-    Refill,
-    Something,
+    /// Whether anything has happened since [`Source::at_rest`] was called. Being stopped is nothing.
+    restless: bool,
 }
 
 /// An event loop that runs on its own thread.
@@ -179,17 +167,13 @@ impl EventLoop {
         let mut events = Events::with_capacity(EVENTS);
         self.wait(&mut events, Some(Duration::ZERO));
         self.handle(&events);
-        self.unrest > Unrest::Nothing
+        self.restless
     }
 
     fn round(&mut self, events: &mut Events) {
         let owing = self.owing.map(|since| MOMENT.saturating_sub(since.elapsed()));
-        let patience = || match self.unrest {
-            Unrest::Nothing => None,
-            Unrest::Refill => self.source.patience().map(|patience| patience.min(SHORT)),
-            Unrest::Something => self.source.patience(),
-        };
-        if !self.wait(events, owing.or_else(patience)) {
+        let patience = owing.or_else(|| self.source.patience().filter(|_| self.restless));
+        if !self.wait(events, patience) {
             return;
         }
         if self.folded.is_some() {
@@ -198,11 +182,10 @@ impl EventLoop {
             }
             self.unfold();
             // Something else, be it console output that counts for nothing otherwise: it has to come to rest again.
-            let refill = events.iter().all(|event| Devices::is_refill(event.token()));
-            self.unrest = if refill { Unrest::Refill } else { Unrest::Something };
+            self.restless = true;
         }
         if events.is_empty() && owing.is_none() {
-            self.unrest = Unrest::Nothing;
+            self.restless = false;
             self.source.at_rest();
             return;
         }
@@ -222,11 +205,7 @@ impl EventLoop {
 
     fn handle(&mut self, events: &Events) {
         for event in events.iter() {
-            self.unrest = self.unrest.max(match event.token() {
-                WAKER | FAULTS => Unrest::Nothing,
-                token if Devices::is_refill(token) => Unrest::Refill,
-                _ => Unrest::Something,
-            });
+            self.restless |= !matches!(event.token(), WAKER | FAULTS);
             match event.token() {
                 // Faults of pages that are back by now.
                 WAKER | FAULTS => {}

@@ -152,7 +152,8 @@ impl<D: VirtioDevice> MmioTransport<D> {
         &self.irq.fd
     }
 
-    /// Written on a kick; the machine makes it an ioeventfd of the slot's QueueNotify, without datamatch.
+    /// Written on a kick; the machine makes it an ioeventfd of the slot's QueueNotify, without datamatch, unless the work is the vCPU's own
+    /// ([`VirtioDevice::BY_VCPU`]).
     pub fn notify(&self) -> &EventFd {
         &self.notify
     }
@@ -181,6 +182,7 @@ impl<D: VirtioDevice> MmioTransport<D> {
             (registers::INTERRUPT_ACK, Ok(value)) => {
                 self.irq.status.fetch_and(!value, Ordering::SeqCst);
             }
+            (registers::QUEUE_NOTIFY, Ok(_)) if D::BY_VCPU => self.process(),
             // Trapped, because the machine has no ioeventfd there (yet).
             (registers::QUEUE_NOTIFY, Ok(_)) => self.rerun(),
             _ => self.write_locked(offset, value.ok(), data),
@@ -241,7 +243,7 @@ impl<D: VirtioDevice> MmioTransport<D> {
         let _ = self.notify.write(1);
     }
 
-    /// Works on the queues. Called by the event loop when `notify` was written.
+    /// Works on the queues. Called by the event loop when `notify` was written, or by the vCPU that kicked.
     pub fn process(&self) {
         let _ = self.run(|device, queues| device.process(queues));
     }

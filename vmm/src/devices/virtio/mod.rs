@@ -37,6 +37,10 @@ pub trait VirtioDevice: Send {
     /// they tell is that buffers may be used again.
     const LAZY_QUEUES: u32 = 0;
 
+    /// Whether the vCPU that kicks does the work itself, for devices that have little to do and seldom: neither the host nor the guest has
+    /// anything of a thread in between, and a guest at rest does not lose its rest by it.
+    const BY_VCPU: bool = false;
+
     /// Device-specific feature bits offered (0 to 23 and 50 to 63).
     fn features(&self) -> u64;
 

@@ -67,6 +67,9 @@ impl VirtioDevice for Pmem {
     const ID: u32 = 27;
     const QUEUE_SIZES: &'static [u16] = &[16];
 
+    // Nothing has to be done for a read-only image.
+    const BY_VCPU: bool = true;
+
     fn features(&self) -> u64 {
         0
     }

@@ -37,6 +37,9 @@ impl VirtioDevice for Rng {
     const ID: u32 = 4;
     const QUEUE_SIZES: &'static [u16] = &[16];
 
+    // A guest's kernel asks by itself, in its first minutes every few seconds.
+    const BY_VCPU: bool = true;
+
     fn features(&self) -> u64 {
         0
     }
