@@ -15,7 +15,7 @@ use forkling_vmm::snapshot::{CHUNK, Snapshot};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use crate::{api::Client, eventually, proc, program};
+use crate::{api::Client, eventually, overdue::Overdue, proc, program};
 
 /// Longest start of a daemon.
 const START: Duration = Duration::from_secs(20);
@@ -153,7 +153,8 @@ impl Settings {
     pub fn start(&self) -> Daemon {
         let child = self.spawn();
         let client = Client::new(&self.socket());
-        let mut daemon = Daemon { child, client, settings: self.clone() };
+        let overdue = Overdue::watch(child.id().cast_signed());
+        let mut daemon = Daemon { child, client, settings: self.clone(), _overdue: overdue };
         let pid = daemon.pid();
         let start = Instant::now();
         while daemon.client.version().is_none_or(|version| version.pid != pid) {
@@ -232,6 +233,7 @@ pub struct Daemon {
     pub client: Client,
     /// How it was started.
     pub settings: Settings,
+    _overdue: Overdue,
 }
 
 impl Daemon {

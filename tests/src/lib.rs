@@ -7,6 +7,7 @@ pub mod api;
 pub mod daemon;
 pub mod http;
 pub mod image;
+mod overdue;
 pub mod proc;
 pub mod spec;
 pub mod stuck;

@@ -59,6 +59,12 @@ impl Served {
         runs.iter().try_for_each(wake).map_err(Error::Faults)
     }
 
+    /// Leaves the faults of a fork that is dead to the kernel: KVM may still be at one ([`Uffd::unregister`]).
+    pub fn let_go(&self) {
+        // Refused when its memory is gone, too.
+        let _ = self.uffd.unregister(self.base, self.backing.image().len());
+    }
+
     /// Maps the page of zeros all over the chunk of a page, which is all zeros: neither the image nor the fork takes a page
     /// for it.
     pub fn show_zeros(&mut self, page: u64, fault: &Fault) -> Result<(), Error> {

@@ -190,6 +190,7 @@ impl Server {
 
     fn remove(&mut self, id: ForkId) {
         let Some(fork) = self.forks.remove(&id) else { return };
+        fork.let_go();
         // Closing it, next, takes it out of the poll too; a fork that was given up is out already.
         let _ = self.poll.registry().deregister(&mut SourceFd(&fork.uffd.as_fd().as_raw_fd()));
     }

@@ -174,7 +174,9 @@ fn a_byte_goes_to_and_fro() {
         assert_eq!(&byte, b"x");
         start.elapsed()
     };
-    (0..20).for_each(|_| drop(round()));
+    for _ in 0..20 {
+        round();
+    }
     let quiet = interrupts(&daemon, &fork);
     let around = interrupts(&daemon, &fork) - quiet;
     let mut rounds: Vec<_> = (0..ROUNDS).map(|_| round()).collect();

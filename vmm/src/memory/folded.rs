@@ -46,14 +46,14 @@ pub enum Rest {
 }
 
 /// The folded pages of a guest, and the userfaultfd without which its memory would show the image's bytes in their place. That is closed
-/// by [`Folded::unfold`] alone, with no page left; if this is dropped earlier it stays open for as long as the process lives: who touches
+/// with no page left, after [`Folded::unfold`]; if this is dropped earlier it stays open for as long as the process lives: who touches
 /// such a page then waits for ever, and never sees what was not there.
 #[derive(Debug)]
 pub struct Folded {
     mapping: Mapping,
     image: File,
     folds: Folds,
-    /// `None` once it may be closed.
+    /// `None` once this is dropped.
     faults: Option<Uffd>,
     /// Faults that were served.
     served: usize,
@@ -123,8 +123,6 @@ impl Folded {
             }
             self.folds.forget(0..at);
         }
-        // Closing it wakes whoever waits for a page that was not folded (userfaultfd_release() of fs/userfaultfd.c).
-        drop(self.faults.take());
         Ok(())
     }
 
@@ -175,14 +173,16 @@ impl Folded {
     }
 
     fn faults(&self) -> &Uffd {
-        self.faults.as_ref().expect("it is closed last")
+        self.faults.as_ref().expect("it is there until this is dropped")
     }
 }
 
 impl Drop for Folded {
     fn drop(&mut self) {
-        if !self.folds.is_empty() {
-            std::mem::forget(self.faults.take());
+        let Some(faults) = self.faults.take() else { return };
+        let leave = || faults.unregister(self.mapping.address(), self.mapping.len() as u64);
+        if !self.folds.is_empty() || leave().is_err() {
+            std::mem::forget(faults);
         }
     }
 }

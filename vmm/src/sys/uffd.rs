@@ -160,6 +160,17 @@ impl Uffd {
         self.0.register(address as *mut _, len as usize).map(drop).map_err(io_error)
     }
 
+    /// Leaves the faults on `[address, address + len)` to the kernel again and wakes who waits for one: they go on with what the mapped file
+    /// has. To be done before the last descriptor of a userfaultfd is closed, if anybody may touch the memory meanwhile: before
+    /// Linux 6.15 ("mm/userfaultfd: fix release hang over concurrent GUP") a fault of KVM's that meets the closing is repeated without end, by a thread
+    /// that holds the lock which the closing waits for.
+    ///
+    /// # Errors
+    /// EINVAL when it was not registered; ENOMEM, also when the process is gone.
+    pub fn unregister(&self, address: u64, len: u64) -> io::Result<()> {
+        self.0.unregister(address as *mut _, len as usize).map_err(io_error)
+    }
+
     /// Appends the faults that wait to be read; none is not an error.
     pub fn read_faults(&self, buffer: &mut FaultBuffer, faults: &mut Vec<Fault>) -> io::Result<()> {
         for event in self.0.read_events(&mut buffer.0).map_err(io_error)? {
