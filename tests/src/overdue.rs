@@ -1,8 +1,9 @@
 //! A test that stands still says where, and fails, instead of keeping all others waiting until nobody can ask any more.
 
 use std::{
-    fmt::Write,
+    fmt::Write as _,
     fs,
+    io::{self, Write as _},
     path::Path,
     sync::mpsc::{self, RecvTimeoutError, Sender},
     thread,

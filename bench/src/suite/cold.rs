@@ -20,9 +20,9 @@ pub fn take(mut bench: Bench, results: &Results, quick: bool) -> anyhow::Result<
         let (mut times, mut phases) = (Vec::new(), Phases::default());
         for _ in 0..rounds {
             bench = bench.restart()?;
-            // The first VM of a host pays for all, whatever its template.
-            bench.quiet();
             drop_caches()?;
+            // What the kernel lets go of later, a moment after it was told to, is no part of a start.
+            bench.quiet();
             let (took, fork) = ladder::climb(&mut bench, Source::New, step)?;
             times.push(took);
             phases.push(&fork);
