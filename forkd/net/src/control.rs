@@ -179,13 +179,14 @@ pub struct Limits {
     pub bytes_per_s: u64,
     /// Frames a second from the guest.
     pub frames_per_s: u32,
-    /// Names looked up in a second.
+    /// Names looked up in a second. The default lets two hundred connections of one program begin at once, each with a question for either kind of
+    /// address.
     pub names_per_s: u32,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { flows: 1024, bytes_per_s: 0, frames_per_s: 0, names_per_s: 100 }
+        Self { flows: 1024, bytes_per_s: 0, frames_per_s: 0, names_per_s: 500 }
     }
 }
 
