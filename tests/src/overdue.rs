@@ -32,10 +32,12 @@ impl Overdue {
         let (alive, ended) = mpsc::channel::<()>();
         thread::spawn(move || {
             if ended.recv_timeout(LIMIT) == Err(RecvTimeoutError::Timeout) {
-                eprintln!(
-                    "a test is not done with forkd after {LIMIT:?}, which is killed now:\n{}",
+                let report = format!(
+                    "a test is not done with forkd after {LIMIT:?}; it is killed now:\n{}",
                     tree(pid)
                 );
+                // Not by a macro, whose output would wait for the end of the test.
+                let _ = io::stderr().write_all(report.as_bytes());
                 proc::kill(pid);
             }
         });

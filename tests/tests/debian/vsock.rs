@@ -195,6 +195,14 @@ fn a_byte_goes_to_and_fro() {
     println!("/bin/true on a kept connection: p50 {:?}", commands[20]);
 }
 
+/// Takes a connection, hears it to its end, and says so. One that is closed sooner may be reset before the guest has said anything.
+fn answer_once(listener: &UnixListener, name: &str) {
+    let (mut stream, _) = listener.accept().unwrap();
+    let mut heard = String::new();
+    stream.read_to_string(&mut heard).unwrap();
+    write!(stream, "{name} heard {heard}").unwrap();
+}
+
 #[test]
 fn a_guest_reaches_who_listens_for_it_and_nobody_else() {
     let daemon = guest::daemon();
@@ -207,12 +215,6 @@ fn a_guest_reaches_who_listens_for_it_and_nobody_else() {
 
     let names = paths.clone().map(|path| PathBuf::from(format!("{}_7000", path.display())));
     let listeners = names.clone().map(|name| UnixListener::bind(name).unwrap());
-    let answer_once = |listener: &UnixListener, name: &str| {
-        let (mut stream, _) = listener.accept().unwrap();
-        let mut heard = String::new();
-        stream.read_to_string(&mut heard).unwrap();
-        write!(stream, "{name} heard {heard}").unwrap();
-    };
     std::thread::scope(|scope| {
         for (listener, name) in listeners.iter().zip(["A", "B"]) {
             scope.spawn(move || (0..3).for_each(|_| answer_once(listener, name)));
@@ -255,8 +257,8 @@ fn a_fork_out_of_the_pool_offers_nothing_of_its_rehearsal() {
     let path = open(&daemon, &fork.id);
     let listener = UnixListener::bind(format!("{}_7000", path.display())).unwrap();
     std::thread::scope(|scope| {
-        scope.spawn(|| listener.accept().unwrap().0.write_all(b"here").unwrap());
-        assert_eq!(call(&daemon, &fork.id, 7000, "hello"), "here");
+        scope.spawn(|| answer_once(&listener, "host"));
+        assert_eq!(call(&daemon, &fork.id, 7000, "hello"), "host heard hello");
     });
     daemon.set_pool(guest::ONE, &json!({"low": 0, "high": 0}));
 }

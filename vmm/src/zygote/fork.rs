@@ -1,32 +1,22 @@
 //! The process of one fork, from its first instruction to its end.
 
 use std::{
-    collections::VecDeque,
     convert::Infallible,
     os::fd::{AsFd, OwnedFd},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-        mpsc::{self, Receiver},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 use super::{
     Wanted, Wires, Zygote,
-    control::{Acknowledge, Control, Request},
+    control::{Acknowledge, Request},
+    desk::Desk,
 };
 use crate::{
     channel::Channel,
     clock,
-    machine::{
-        self, About, EventLoop, EventLoopSeed, Forkpoint, Halt, Interrupter, Machine, Paused, RunningLoop,
-        Steps,
-    },
-    memory::{
-        folded::Folded,
-        guest::{GuestMemory, Trimmed},
-    },
+    machine::{self, About, EventLoop, EventLoopSeed, Forkpoint, Halt, Machine, Paused, RunningLoop, Steps},
+    memory::{folded::Folded, guest::Trimmed},
     protocol::{FromFork, Opening, Stamps, StopReason, ToFork, View},
     sys::{process, uffd::Uffd},
     vm::ClockState,
@@ -130,7 +120,9 @@ fn live(
     }
     let trim_after = zygote.trim_after.filter(|_| matches!(view, View::Complete | View::Bare));
     source.trim_after(trim_after);
-    let mut event_loop = seed.serve(machine.devices().clone(), source).start()?;
+    let event_loop = ParkedLoop::Still(seed.serve(machine.devices().clone(), source));
+    // A bare fork holds as little as can be, and is no sooner there for a thread.
+    let mut event_loop = if view == View::Bare { event_loop } else { event_loop.begun()? };
     stamps.restored = clock::monotonic_ns();
     let quiet = if view == View::Lazy { QUIET_WHEN_COLD } else { QUIET };
     let mut fork = Fork { zygote, control, desk, quiet, learning: view == View::Exact };
@@ -142,59 +134,30 @@ fn live(
         let (desk, mut source) = Desk::open(control, &zygote.memory);
         source.trim_after(trim_after);
         fork.desk = desk;
-        event_loop = still.with_source(source)?.start()?;
+        event_loop = ParkedLoop::Still(still.with_source(source)?).begun()?;
         // What the way here took is not needed again, and the fork may wait for long.
         process::trim_heap();
     }
 }
 
-/// Where the control socket's reader leaves work for the lead vCPU's thread.
-struct Desk {
-    requests: Receiver<Request>,
-    /// Taken from there, and not done.
-    waiting: VecDeque<Request>,
-    interrupter: Interrupter,
-    /// Set when the fork is activated.
-    active: Arc<AtomicBool>,
+/// The event loop of a parked fork.
+enum ParkedLoop {
+    /// Without a thread.
+    Still(EventLoop),
+    /// On its thread, and without work.
+    Running(RunningLoop),
 }
 
-impl Desk {
-    /// A desk and who serves it. Called by the thread that runs the lead vCPU.
-    fn open(control: &Arc<Channel>, memory: &GuestMemory) -> (Self, Box<Control>) {
-        let (sender, requests) = mpsc::channel();
-        let interrupter = Interrupter::of_this_thread();
-        let active = Arc::new(AtomicBool::new(false));
-        let reader =
-            Control::new(control.clone(), sender, interrupter.clone(), memory.clone(), active.clone());
-        (Self { requests, waiting: VecDeque::new(), interrupter, active }, Box::new(reader))
-    }
-
-    /// What is to be done at a forkpoint; waits for it.
-    fn at_forkpoint(&mut self) -> Result<Request, Error> {
-        loop {
-            let next = self.waiting.pop_front();
-            match next.map_or_else(|| self.requests.recv(), Ok) {
-                // The guest has been active since.
-                Ok(Request::Trim { .. }) => {}
-                Ok(request) => return Ok(request),
-                Err(_) => return Err(Error::DaemonGone),
-            }
+impl ParkedLoop {
+    fn running(self) -> Result<RunningLoop, machine::Error> {
+        match self {
+            Self::Still(event_loop) => event_loop.start(),
+            Self::Running(event_loop) => Ok(event_loop),
         }
     }
 
-    /// What the guest was interrupted for, if that is not done yet. At a rewind saves that wait for a forkpoint are given up, and
-    /// their directories closed.
-    fn urgent(&mut self) -> Option<Request> {
-        self.waiting.extend(self.requests.try_iter());
-        let is_rewind = |request: &Request| matches!(request, Request::Rewind { .. });
-        let is_trim = |request: &Request| matches!(request, Request::Trim { .. });
-        let rewind = self.waiting.iter().position(is_rewind);
-        let at = rewind.or_else(|| self.waiting.iter().position(is_trim))?;
-        let urgent = self.waiting.remove(at);
-        if rewind.is_some() {
-            self.waiting.clear();
-        }
-        urgent
+    fn begun(self) -> Result<Self, machine::Error> {
+        self.running().map(Self::Running)
     }
 }
 
@@ -223,7 +186,7 @@ impl Fork<'_> {
     fn serve_once(
         &mut self,
         machine: Machine<Paused>,
-        event_loop: RunningLoop,
+        mut event_loop: ParkedLoop,
         mut stamps: Stamps,
     ) -> Result<(Machine<Paused>, EventLoop), Error> {
         let Zygote { machine: prepared, image, .. } = self.zygote;
@@ -234,6 +197,7 @@ impl Fork<'_> {
                     break (mailbox, advance_monotonic, plugged);
                 }
                 Some((ToFork::Prepare { mailbox }, _)) => {
+                    event_loop = event_loop.begun()?;
                     parked = self.prepare(parked, &mailbox)?;
                     self.control.send(&FromFork::Parked(stamps), &[])?;
                 }
@@ -253,6 +217,7 @@ impl Fork<'_> {
             machine.devices().plug();
         }
         self.desk.active.store(true, Ordering::Relaxed);
+        let event_loop = event_loop.running()?;
         event_loop.watch_source()?;
         stamps.entered = clock::monotonic_ns();
         let (machine, event_loop, keep_writes) = self.run(machine, event_loop, forkpoint, stamps)?;
@@ -295,7 +260,7 @@ impl Fork<'_> {
                 match running.wait(&self.desk.interrupter)? {
                     Halt::Forkpoint(reached) => {
                         forkpoint = reached;
-                        break self.desk.at_forkpoint()?;
+                        break self.desk.at_forkpoint().ok_or(Error::DaemonGone)?;
                     }
                     Halt::Interrupted => {
                         if let Some(urgent) = self.desk.urgent() {

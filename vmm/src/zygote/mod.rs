@@ -4,6 +4,7 @@
 //! open KVM device, the mapped image and root, the validated state in KVM's own structures.
 
 mod control;
+mod desk;
 mod fork;
 mod runs;
 mod touched;
