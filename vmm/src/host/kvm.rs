@@ -60,7 +60,10 @@ pub(super) fn probe() -> Found {
     lines.push(pre_fault(&kvm));
     lines.push(nx_huge_pages());
     let runs_linux = guest(&kvm, &mut lines);
-    Found { lines, runs_kvm: capable, runs_linux: capable && runs_linux }
+    let timers = timers(&kvm);
+    let keeps_time = timers.status == super::Status::Ok;
+    lines.push(timers);
+    Found { lines, runs_kvm: capable, runs_linux: capable && runs_linux && keeps_time }
 }
 
 fn open() -> Result<Kvm, Line> {
@@ -144,6 +147,18 @@ fn nx_huge_pages() -> Line {
         }
         "" => Line::ok(NAME, "no such setting"),
         other => Line::ok(NAME, if other == "N" { "off" } else { other }),
+    }
+}
+
+/// Whether KVM knows that the time-stamp counters of guests run, by which it sets their timers.
+fn timers(kvm: &Kvm) -> Line {
+    const NAME: &str = "timers of guests";
+    const REMEDY: &str = "load KVM anew (modprobe -r kvm_amd kvm_intel kvm, then modprobe the one that was there): it was loaded before \
+                          the kernel knew the rate of the time-stamp counter, which takes some seconds after the boot";
+    match native::counter_runs(kvm) {
+        Ok(true) => Line::ok(NAME, "on time"),
+        Ok(false) => Line::missing(NAME, "late, KVM takes the counter of a guest for stopped", REMEDY),
+        Err(error) => Line::missing(NAME, error.to_string(), "see dmesg for what KVM says"),
     }
 }
 

@@ -18,7 +18,10 @@ use crate::{
     memory::GuestRam,
     protocol::CpuTemplate,
     sys::{self, kick::Kickable, mapping::Mapping},
-    vcpu::cpuid::{self, SupportedCpuid},
+    vcpu::{
+        self,
+        cpuid::{self, SupportedCpuid},
+    },
 };
 
 /// Memory of the guest in bytes: boot's tables and two pages.
@@ -106,6 +109,15 @@ pub(super) fn run(kvm: &Kvm, supported: &SupportedCpuid) -> Result<Native, Error
     }
     vcpu.set_sregs(&sregs)?;
     watched(&mut vcpu, |vcpu| measure(vcpu, xsave))
+}
+
+/// Whether a vCPU's time-stamp counter runs as KVM reads it. Where it does not, KVM has refused the rate that it gives to each vCPU
+/// itself and goes on without a scale (set_tsc_khz() of arch/x86/kvm/x86.c, Linux 6.1); guests see the counter run all the same.
+pub(super) fn counter_runs(kvm: &Kvm) -> Result<bool, kvm_ioctls::Error> {
+    let vcpu = kvm.create_vm()?.create_vcpu(0)?;
+    let before = vcpu::time_stamp(&vcpu)?;
+    thread::sleep(Duration::from_millis(1));
+    Ok(vcpu::time_stamp(&vcpu)? != before)
 }
 
 /// Runs `work`, which runs the vCPU, and kicks the vCPU should it take longer than [`LIMIT`].

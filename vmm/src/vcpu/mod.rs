@@ -7,6 +7,7 @@ mod run;
 mod state;
 
 pub use run::{Hypercall, Stop};
+pub(crate) use state::time_stamp;
 pub use state::{PreparedVcpu, VcpuState};
 
 use std::sync::Arc;

@@ -9,6 +9,7 @@ use kvm_bindings::{
     CpuId, Msrs, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs,
     kvm_vcpu_events, kvm_xcrs,
 };
+use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
 
 use super::{Error, Vcpu, cpuid::CpuidEntries, lapic};
@@ -181,10 +182,7 @@ impl Vcpu {
     }
 
     fn tsc(&self) -> Result<u64, Error> {
-        let entry = kvm_msr_entry { index: MSR_TSC, ..Default::default() };
-        let mut msrs = Msrs::from_entries(&[entry]).expect("one entry");
-        self.fd.get_msrs(&mut msrs).map_err(self.kvm("KVM_GET_MSRS"))?;
-        Ok(msrs.as_slice()[0].data)
+        time_stamp(&self.fd).map_err(self.kvm("KVM_GET_MSRS"))
     }
 
     fn set_deadline(&self, data: u64) -> Result<(), Error> {
@@ -269,6 +267,14 @@ impl Vcpu {
         }
         Ok(())
     }
+}
+
+/// A vCPU's time-stamp counter now, as KVM reads it.
+pub(crate) fn time_stamp(fd: &VcpuFd) -> Result<u64, kvm_ioctls::Error> {
+    let entry = kvm_msr_entry { index: MSR_TSC, ..Default::default() };
+    let mut msrs = Msrs::from_entries(&[entry]).expect("one entry");
+    fd.get_msrs(&mut msrs)?;
+    Ok(msrs.as_slice()[0].data)
 }
 
 /// A deadline of zero at the save may mean that the timer has just fired and its interrupt is on the way; the guest
