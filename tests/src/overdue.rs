@@ -27,7 +27,7 @@ pub struct Overdue {
 }
 
 impl Overdue {
-    /// Watches the daemon `pid`, a child of this process that is not reaped before this value is dropped.
+    /// Watches the daemon `pid`, a child of this process; this value is dropped with it, before the number can be another process's.
     pub fn watch(pid: i32) -> Self {
         let (alive, ended) = mpsc::channel::<()>();
         thread::spawn(move || {
