@@ -180,10 +180,11 @@ impl Folded {
 impl Drop for Folded {
     fn drop(&mut self) {
         let Some(faults) = self.faults.take() else { return };
-        let leave = || faults.unregister(self.mapping.address(), self.mapping.len() as u64);
-        if !self.folds.is_empty() || leave().is_err() {
-            std::mem::forget(faults);
+        if !self.folds.is_empty() {
+            return std::mem::forget(faults);
         }
+        // Should that be refused, closing it still wakes who waits.
+        let _ = faults.unregister(self.mapping.address(), self.mapping.len() as u64);
     }
 }
 
