@@ -19,12 +19,31 @@ fn figure(p50: f64, unit: &str) -> Figure {
 
 #[test]
 fn growth_beyond_three_per_cent_fails() {
-    let gated = Gated { unit: "ms".into(), p50: 2.0 };
+    let gated = Gated { unit: "ms".into(), p50: 2.0, allowed: None };
     assert!(matches!(verdict(&gated, Some(&figure(2.07, "ms"))), Verdict::Worse(_)));
     assert!(matches!(verdict(&gated, Some(&figure(2.05, "ms"))), Verdict::Same(_)));
     assert!(matches!(verdict(&gated, Some(&figure(1.9, "ms"))), Verdict::Better(_)));
     assert_eq!(verdict(&gated, None), Verdict::Missing);
     assert_eq!(verdict(&gated, Some(&figure(2.0, "KiB"))), Verdict::Missing);
+}
+
+#[test]
+fn a_baseline_may_let_more_pass_but_not_anything() {
+    let gated = Gated { unit: "ms".into(), p50: 2.0, allowed: Some(0.08) };
+    assert!(matches!(verdict(&gated, Some(&figure(2.15, "ms"))), Verdict::Same(_)));
+    assert!(matches!(verdict(&gated, Some(&figure(2.17, "ms"))), Verdict::Worse(_)));
+    let directory = tempfile::tempdir().unwrap();
+    let baseline = directory.path().join("baseline.json");
+    let code = |allowed: &str| {
+        let text =
+            format!(r#"{{"lab.null.pool_miss.ack": {{"unit": "ms", "p50": 2.0, "allowed": {allowed}}}}}"#);
+        fs::write(&baseline, text).unwrap();
+        run(&Args { baseline: baseline.clone(), update: false }, directory.path())
+    };
+    results::merge(directory.path(), &[figure(2.15, "ms")], &[]).unwrap();
+    assert_eq!(code("0.08").unwrap(), ExitCode::SUCCESS);
+    assert_eq!(code("0.05").unwrap(), ExitCode::FAILURE);
+    code("5").unwrap_err();
 }
 
 #[test]

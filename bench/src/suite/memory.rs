@@ -161,7 +161,7 @@ pub fn null(bench: &mut Bench, results: &Results, quick: bool) -> anyhow::Result
 
 /// Memory of idle and of parked forks, Linux guest.
 pub fn debian(bench: &mut Bench, results: &Results, quick: bool) -> anyhow::Result<()> {
-    if results.wants(&["mem.idle"]) {
+    if results.wants(&["mem.idle", "mem.at_"]) {
         idle(bench, results, quick)?;
     }
     let count = if quick { 16 } else { 64 };
