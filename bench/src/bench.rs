@@ -79,6 +79,13 @@ pub struct Fork {
     pub timings: serde_json::Map<String, Value>,
 }
 
+impl Fork {
+    /// Whether its process was there when it was asked for.
+    pub fn had_process(&self) -> bool {
+        self.timings.get("fork").and_then(Value::as_f64) == Some(0.0)
+    }
+}
+
 /// The daemon under measurement.
 #[derive(Debug)]
 pub struct Bench {
@@ -109,7 +116,7 @@ impl Bench {
         // In /tmp whatever the scratch directory is: socket paths are short.
         let directory = tempfile::Builder::new().prefix("forkling-bench-").tempdir_in(&places.scratch)?;
         let run = directory.path();
-        let daemon = Daemon::start(&places.programs, &run.join("state"), run)?;
+        let daemon = Daemon::start(&places.programs, &run.join("state"), run, &[])?;
         let connection = daemon.connect()?;
         let mut bench = Self {
             connection,
@@ -303,14 +310,14 @@ impl Bench {
         Ok(parked.collect())
     }
 
-    /// Restarts the daemon over the same templates.
-    pub fn restart(self) -> anyhow::Result<Self> {
+    /// Restarts the daemon over the same templates, with these options.
+    pub fn restart(self, options: &[&str]) -> anyhow::Result<Self> {
         let Self { connection, daemon, guest, pools, pings, lab, stages, companion: _, programs, directory } =
             self;
         drop(connection);
         daemon.end()?;
         let run = directory.path();
-        let daemon = Daemon::start(&programs, &run.join("state"), run)?;
+        let daemon = Daemon::start(&programs, &run.join("state"), run, options)?;
         let connection = daemon.connect()?;
         Ok(Self {
             connection,

@@ -28,7 +28,7 @@ pub struct Daemon {
 
 impl Daemon {
     /// Starts `programs/forkd` over the state in `state`; socket and log lie in `run`.
-    pub fn start(programs: &Path, state: &Path, run: &Path) -> anyhow::Result<Self> {
+    pub fn start(programs: &Path, state: &Path, run: &Path, options: &[&str]) -> anyhow::Result<Self> {
         let (socket, log) = (run.join("forkd.sock"), run.join("forkd.log"));
         let program = programs.join("forkd");
         ensure!(program.exists(), "{} is missing; build the workspace first", program.display());
@@ -37,6 +37,7 @@ impl Daemon {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "TERM"]).arg(&program);
         command.arg("--state-dir").arg(state).arg("--runtime-dir").arg(run).arg("--socket").arg(&socket);
+        command.args(options);
         command.env("NO_COLOR", "1").env_remove("FORKLING_SOCKET").env_remove("FORKLING_KERNEL");
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
         let child = command.spawn().context("cannot start forkd by setpriv(1) of util-linux")?;
@@ -69,11 +70,16 @@ impl Daemon {
         self.child.id().cast_signed()
     }
 
-    /// Its children that are not reaped yet, but for the net process and the zygote that is kept ahead of need.
+    /// Its child that waits to be the next fork, if there is one.
+    pub fn embryo(&self) -> Option<i32> {
+        proc::children(self.pid()).into_iter().find(|&pid| proc::is_embryo(pid))
+    }
+
+    /// Its children that are not reaped yet, but for the net process and those that are kept ahead of need.
     pub fn children(&self) -> Vec<i32> {
         proc::children(self.pid())
             .into_iter()
-            .filter(|&pid| proc::role(pid).as_deref() != Some("net") && !proc::is_spare(pid))
+            .filter(|&pid| proc::role(pid).as_deref() != Some("net") && !proc::is_ahead_of_need(pid))
             .collect()
     }
 

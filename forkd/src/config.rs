@@ -99,6 +99,9 @@ pub struct Args {
     /// Do not copy ahead the pages that forks of a template are known to write first
     #[arg(long)]
     pub no_copy_ahead: bool,
+    /// Keep no process ahead of need for the next fork of each template in use that no parked fork serves
+    #[arg(long)]
+    pub no_embryo: bool,
     /// Memory in MiB that forks must leave free [default: a 32nd of the host's, at least 256]
     #[arg(long, value_name = "MIB")]
     pub memory_reserve: Option<u32>,
@@ -166,6 +169,8 @@ pub struct Config {
     pub eager: bool,
     /// Copy ahead what forks are known to write.
     pub copy_ahead: bool,
+    /// Keep an embryo for each template in use.
+    pub embryo: bool,
     /// What forks are granted.
     pub admission: admission::Settings,
     /// How long a template without forks stays in memory; `None` for ever.
@@ -205,6 +210,7 @@ impl Config {
             state_dir: absolute(state_dir),
             eager: args.eager,
             copy_ahead: !args.no_copy_ahead,
+            embryo: !args.no_embryo,
             admission: admission::Settings {
                 reserve: args.memory_reserve.map(|mib| u64::from(mib) << 20),
                 growth: u64::from(args.fork_growth) << 20,

@@ -41,6 +41,7 @@ use reset::Progress;
 
 mod console;
 mod create;
+mod make;
 mod network;
 mod park;
 mod reset;

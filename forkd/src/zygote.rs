@@ -1,5 +1,6 @@
 //! A template's zygote process, as the daemon holds it.
 
+pub mod embryo;
 pub mod spare;
 
 use std::{
@@ -27,6 +28,7 @@ use crate::{
     limits::LOAD_TIMEOUT,
     process::Process,
 };
+use embryo::Nest;
 use spare::Blank;
 
 /// Why there is no zygote.
@@ -77,6 +79,7 @@ pub struct Zygote {
     /// Spawns under way; `None` when the process has ended.
     pending: Mutex<Option<Pending>>,
     token: AtomicU64,
+    nest: Nest,
     end: watch::Sender<Option<String>>,
 }
 
@@ -90,6 +93,7 @@ impl Zygote {
             nic: load.nic,
             pending: Mutex::new(Some(HashMap::new())),
             token: AtomicU64::new(1),
+            nest: Nest::default(),
             end: watch::Sender::new(None),
         });
         match timeout(LOAD_TIMEOUT, zygote.load(load)).await {
@@ -139,15 +143,26 @@ impl Zygote {
         view: View,
         pre_fault: bool,
     ) -> Result<Spawned, control::Error> {
+        let (token, spawned) = self.expect_spawned();
+        let mut fds = vec![theirs.as_fd()];
+        fds.extend(frames.as_ref().map(AsFd::as_fd));
+        self.socket.send(&ToZygote::Spawn { token, view, pre_fault }, &fds).await?;
+        Ok(spawned)
+    }
+
+    /// Where its embryo waits.
+    pub fn nest(&self) -> &Nest {
+        &self.nest
+    }
+
+    /// A token for a question, and where its answer will be.
+    fn expect_spawned(&self) -> (u64, Spawned) {
         let token = self.token.fetch_add(1, Ordering::Relaxed);
         let (sender, spawned) = oneshot::channel();
         if let Some(pending) = self.pending.lock().expect("no panic under this lock").as_mut() {
             pending.insert(token, sender);
         }
-        let mut fds = vec![theirs.as_fd()];
-        fds.extend(frames.as_ref().map(AsFd::as_fd));
-        self.socket.send(&ToZygote::Spawn { token, view, pre_fault }, &fds).await?;
-        Ok(spawned)
+        (token, spawned)
     }
 
     /// Says what its forks touch first.

@@ -265,14 +265,14 @@ impl Daemon {
         self.child.id().cast_signed()
     }
 
-    /// Living children: zygotes, forks, builders, tools; not the zygote that is kept ahead of need.
+    /// Living children: zygotes, forks, builders, tools; not those that are kept ahead of need.
     pub fn processes(&self) -> Vec<proc::Process> {
         self.children().into_iter().filter_map(proc::Process::find).collect()
     }
 
-    /// Children, dead ones included, but for the zygote that is kept ahead of need.
+    /// Children, dead ones included, but for those that are kept ahead of need.
     pub fn children(&self) -> Vec<i32> {
-        proc::children(self.pid()).into_iter().filter(|&pid| !proc::is_spare(pid)).collect()
+        proc::children(self.pid()).into_iter().filter(|&pid| !proc::is_ahead_of_need(pid)).collect()
     }
 
     fn all_processes(&self) -> Vec<proc::Process> {
@@ -323,7 +323,7 @@ impl Daemon {
         });
     }
 
-    /// Waits until the daemon has exactly `count` children, zombies included, but for its net process and the zygote that is kept
+    /// Waits until the daemon has exactly `count` children, zombies included, but for its net process and those that are kept
     /// ahead of need.
     pub fn settle(&self, count: usize) {
         eventually(Duration::from_secs(20), "processes of dead forks go away", || {

@@ -65,9 +65,18 @@ pub fn role(pid: i32) -> Option<String> {
     line.split(|&byte| byte == 0).nth(1).map(|role| String::from_utf8_lossy(role).into_owned())
 }
 
-/// Whether a process is the zygote without a template that a daemon keeps ahead of need.
-pub fn is_spare(pid: i32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim_end() == "forkling-spare")
+/// Whether a process is one that a daemon keeps ahead of need: a zygote without a template, or a fork's process without a VM.
+pub fn is_ahead_of_need(pid: i32) -> bool {
+    matches!(&*name(pid), "forkling-spare" | "forkling-embryo")
+}
+
+/// Whether a process is that of a fork without a VM.
+pub fn is_embryo(pid: i32) -> bool {
+    name(pid) == "forkling-embryo"
+}
+
+fn name(pid: i32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim_end().to_owned()
 }
 
 /// What each open descriptor of a process refers to.

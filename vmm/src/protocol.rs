@@ -30,6 +30,13 @@ pub enum ToZygote {
     /// What forks touch first, so that later ones get copies of it, or have it mapped, in one go instead of by a fault for
     /// each page. Each replaces the one before; one with [`FirstPages::read`] is sent when the image is complete. No answer.
     FirstPages(FirstPages),
+    /// Make an embryo, when nothing else has been asked for a while: the process of a fork to come, which waits for [`ToFork::Begin`].
+    /// The image is complete. Descriptor: the fork's end of its control socket. Answered as [`ToZygote::Spawn`]; sent again
+    /// after the answer only.
+    Embryo {
+        /// As in [`ToZygote::Spawn`].
+        token: u64,
+    },
     /// Make a fork. Descriptors: the fork's end of its control socket, then, if the template has a NIC, that of its
     /// frame socket, non-blocking. Answered by
     /// [`FromZygote::Spawned`] or [`FromZygote::SpawnFailed`]; later news come on the fork's own socket.
@@ -68,7 +75,7 @@ pub enum FromZygote {
     Spawned {
         /// As in [`ToZygote::Spawn`].
         token: u64,
-        /// Process id of the fork.
+        /// Process id of the fork, or of the embryo.
         pid: i32,
     },
     /// The fork's process could not be made.
@@ -83,6 +90,9 @@ pub enum FromZygote {
 /// To a fork.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum ToFork {
+    /// First message to an embryo, and to nobody else: be a fork, with a VM. Descriptor, if the template has a NIC: its frame socket,
+    /// non-blocking. Answered as by any fork, by [`FromFork::Parked`].
+    Begin,
     /// Give identity and run. Answered by [`FromFork::Acknowledged`]. Sent to a parked fork, or one that is to park.
     Activate {
         /// Encoded mailbox ([`forkling_proto::mailbox::encode`]); the fork writes it as it is.
@@ -347,9 +357,9 @@ pub enum StopReason {
 /// When each phase of a fork was reached: CLOCK_MONOTONIC nanoseconds of the host; 0 where it was not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamps {
-    /// The zygote took the request.
+    /// The zygote took the request, or the embryo did.
     pub requested: u64,
-    /// The fork's process runs.
+    /// The fork's process runs; an embryo's did before.
     pub forked: u64,
     /// The KVM VM has its memory.
     pub vm: u64,

@@ -19,7 +19,7 @@ pub fn take(mut bench: Bench, results: &Results, quick: bool) -> anyhow::Result<
     for step in [ladder::Step::Ack, ladder::Step::Rpc] {
         let (mut times, mut phases) = (Vec::new(), Phases::default());
         for _ in 0..rounds {
-            bench = bench.restart()?;
+            bench = bench.restart(&[])?;
             drop_caches()?;
             // What the kernel lets go of later, a moment after it was told to, is no part of a start.
             bench.quiet();

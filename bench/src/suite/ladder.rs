@@ -164,13 +164,23 @@ pub struct Arm {
     phases: Phases,
     /// Requests that the pool should have served and did not.
     missed: usize,
+    /// Forks that were made of an embryo.
+    embryos: usize,
     /// Whether the next fork is parked while this one works.
     refilling: bool,
 }
 
 impl Arm {
     fn new(source: Source, step: Step) -> Self {
-        Self { source, step, times: Vec::new(), phases: Phases::default(), missed: 0, refilling: false }
+        Self {
+            source,
+            step,
+            times: Vec::new(),
+            phases: Phases::default(),
+            missed: 0,
+            embryos: 0,
+            refilling: false,
+        }
     }
 
     fn id(&self) -> String {
@@ -200,6 +210,7 @@ impl Arm {
             if fork.parked == (self.source == Source::Pool) {
                 self.times.push(took);
                 self.phases.push(&fork);
+                self.embryos += usize::from(self.source == Source::New && fork.had_process());
             } else {
                 self.missed += 1;
             }
@@ -236,6 +247,8 @@ impl Arm {
             (_, true, true) => Some("a refill on the same CPU meanwhile"),
             _ => None,
         };
+        let of_embryos = format!("{} of {} made of an embryo", self.embryos, self.times.len());
+        let note = note.or((self.source == Source::New).then_some(&*of_embryos));
         results.record(&id, "ms", self.times, note)?;
         if self.step == Step::Ack { self.phases.record(results, source_id(self.source)) } else { Ok(()) }
     }

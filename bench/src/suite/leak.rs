@@ -1,6 +1,6 @@
 //! What is left of forks that are gone: after 10,000 in a row, and after 1,000 at once.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, thread, time::Duration};
 
 use anyhow::Context as _;
 use forkling_tests::proc;
@@ -18,6 +18,8 @@ type Holdings = BTreeMap<&'static str, f64>;
 /// Takes all of it, daemon and zygote.
 fn holdings(bench: &mut Bench) -> anyhow::Result<Holdings> {
     bench.settle()?;
+    // The next embryo is there by then: two descriptors of the daemon.
+    thread::sleep(Duration::from_millis(500));
     let template = bench.connection.call("GET", &format!("/v1/templates/{TEMPLATE}"), None)?;
     let zygote = template["zygote_pid"].as_i64().context("the template has no zygote")? as i32;
     let daemon = bench.daemon.pid();

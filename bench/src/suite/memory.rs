@@ -118,7 +118,8 @@ impl Private {
     }
 }
 
-fn record_private(results: &Results, what: &str, pids: &[i32]) -> anyhow::Result<()> {
+/// Records what these processes hold alone.
+pub fn record_private(results: &Results, what: &str, pids: &[i32]) -> anyhow::Result<()> {
     let each: Vec<Private> = pids.iter().filter_map(|&pid| Private::of(pid)).collect();
     let part = |part: fn(&Private) -> f64| each.iter().map(part).collect();
     let record =

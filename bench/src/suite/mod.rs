@@ -30,7 +30,7 @@ pub fn run(places: &Places, guest: Guest, results: &Results, quick: bool) -> any
             network::take(&mut bench, places, results, quick)?;
         }
     }
-    bench.daemon.end()
+    technique::embryo(bench, results, quick)?.daemon.end()
 }
 
 /// Takes the figures of cold starts.

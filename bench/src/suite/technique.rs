@@ -1,10 +1,10 @@
-//! What each technique of a parked fork buys and costs: its rehearsal, and the pages it keeps.
+//! What each technique buys and costs: a parked fork's rehearsal and the pages it keeps; the embryo of forks made from nothing.
 
 use std::time::Instant;
 
 use super::{
     ladder::{Step, climb},
-    memory::settled,
+    memory::{record_private, settled},
 };
 use crate::{
     bench::{Bench, Guest, Source},
@@ -51,6 +51,45 @@ pub fn take(bench: &mut Bench, results: &Results, quick: bool) -> anyhow::Result
     bench.drop_pool()
 }
 
+/// What an embryo holds, and what forks made from nothing take without one, as all but the first of a burst do. The daemon is another
+/// one then.
+pub fn embryo(mut bench: Bench, results: &Results, quick: bool) -> anyhow::Result<Bench> {
+    if !results.wants(&["technique.embryo", "technique.no_embryo"]) {
+        return Ok(bench);
+    }
+    let Some(pid) = bench.daemon.embryo() else {
+        results.skip("technique.embryo", "no embryo in this build");
+        return Ok(bench);
+    };
+    record_private(results, "technique.embryo", &[pid])?;
+    bench = bench.restart(&["--no-embryo"])?;
+    bench.complete()?;
+    bench.accompany()?;
+    let rounds = match (bench.lab, quick) {
+        (true, _) => 10,
+        (false, true) => 200,
+        (false, false) => 2000,
+    };
+    for &step in steps(bench.guest) {
+        let mut times = Vec::new();
+        for _ in 0..rounds {
+            let (took, fork) = climb(&mut bench, Source::New, step)?;
+            times.push(took);
+            bench.destroy(&fork)?;
+        }
+        results.record(&format!("technique.no_embryo.{}", step.name()), "ms", times, None)?;
+    }
+    Ok(bench)
+}
+
+/// How far up the ladder a technique shows.
+fn steps(guest: Guest) -> &'static [Step] {
+    match guest {
+        Guest::Null => &[Step::Ack],
+        Guest::Debian => &[Step::Ack, Step::ExecTrue],
+    }
+}
+
 fn arm(bench: &mut Bench, results: &Results, what: &str, pool: Pool, rounds: usize) -> anyhow::Result<()> {
     bench.drop_pool()?;
     let before = settled(bench.lab);
@@ -62,11 +101,7 @@ fn arm(bench: &mut Bench, results: &Results, what: &str, pool: Pool, rounds: usi
     results.record(&format!("{what}.park"), "ms", vec![took], Some(&note))?;
     let memory = (before - settled(bench.lab)) / pool.high as f64;
     results.record(&format!("{what}.mem"), "KiB", vec![memory], Some(&note))?;
-    let steps: &[Step] = match bench.guest {
-        Guest::Null => &[Step::Ack],
-        Guest::Debian => &[Step::Ack, Step::ExecTrue],
-    };
-    for &step in steps {
+    for &step in steps(bench.guest) {
         let mut times = Vec::new();
         for _ in 0..rounds {
             bench.hold_one(pool)?;

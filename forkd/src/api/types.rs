@@ -322,9 +322,9 @@ pub struct CreateForks {
 /// How long each phase of a fork took, in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Timings {
-    /// Request read, until the zygote took it.
+    /// Request read, until the zygote or the fork's process took it.
     pub queue: f64,
-    /// Until the fork's process ran.
+    /// Until the fork's process ran; 0 if it was there.
     pub fork: f64,
     /// Until the KVM VM had its memory.
     pub vm: f64,

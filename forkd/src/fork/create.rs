@@ -2,24 +2,28 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use forkling_vmm::protocol::{ToFork, View};
-use tokio::time::{Instant, timeout_at};
+use forkling_vmm::protocol::ToFork;
+use tokio::{
+    sync::oneshot,
+    time::{Instant, timeout_at},
+};
 
 use super::{
     Fork, Parked, Status,
-    network::{Attached, NetworkChoice, not_had, unavailable, wire},
+    make::make,
+    network::{Attached, NetworkChoice, not_had, unavailable},
     supervise::Supervisor,
 };
 use crate::{
     api::{
-        error::{Code, Error, chain},
+        error::{Code, Error},
         types::PoolUse,
     },
-    control::{self, Socket},
+    control::Socket,
     engine::Engine,
     identity::{Choice, Identity},
-    network::{Address, NewNic, Nic},
-    template::{Loaded, Template},
+    network::{Address, Nic},
+    template::Template,
 };
 
 /// One fork to make.
@@ -42,7 +46,7 @@ pub struct Request {
 }
 
 /// Kills a fork that nobody waits for any more.
-struct Unclaimed(Arc<Fork>);
+pub(super) struct Unclaimed(pub(super) Arc<Fork>);
 
 impl Drop for Unclaimed {
     fn drop(&mut self) {
@@ -53,41 +57,48 @@ impl Drop for Unclaimed {
 }
 
 /// Makes a fork and waits for its acknowledgement. Cancelled, it leaves nothing.
-pub async fn create(engine: &Arc<Engine>, mut request: Request) -> Result<Arc<Fork>, Error> {
-    loop {
-        match attempt(engine, &request).await {
-            // A parked fork may have been killed in the pool, or just now; that is nothing to the caller.
-            Err(Failed { error, parked: true }) if error.code == Code::ForkFailed => {
-                request.pool = PoolUse::Bypass;
-            }
-            outcome => return outcome.map_err(|failed| failed.error),
+pub async fn create(engine: &Arc<Engine>, request: Request) -> Result<Arc<Fork>, Error> {
+    let outcome = match attempt(engine, &request, true).await {
+        // What was made ahead may have been killed while it waited, or just now; that is nothing to the caller.
+        Err(Failed { error, ahead: true }) if error.code == Code::ForkFailed => {
+            attempt(engine, &request, false).await
         }
-    }
+        outcome => outcome,
+    };
+    outcome.map_err(|failed| failed.error)
 }
 
-/// Why there is no fork, and whether it was to be a parked one.
-struct Failed {
-    error: Error,
-    parked: bool,
+/// Why there is no fork, and whether it was to be one whose process was there before it, parked or an embryo.
+pub(super) struct Failed {
+    pub(super) error: Error,
+    pub(super) ahead: bool,
 }
 
 impl From<Error> for Failed {
     fn from(error: Error) -> Self {
-        Self { error, parked: false }
+        Self { error, ahead: false }
     }
 }
 
-async fn attempt(engine: &Arc<Engine>, request: &Request) -> Result<Arc<Fork>, Failed> {
+/// A fork that its supervisor has.
+pub(super) struct Begun {
+    pub(super) unclaimed: Unclaimed,
+    /// What becomes of it.
+    pub(super) outcome: oneshot::Receiver<Result<(), Error>>,
+    /// Whether its process was there before it.
+    pub(super) ahead: bool,
+}
+
+async fn attempt(engine: &Arc<Engine>, request: &Request, ahead: bool) -> Result<Arc<Fork>, Failed> {
     let late = || Error::new(Code::ForkTimeout, "the fork was not made in the time given");
     let deadline = request.deadline;
-    let (unclaimed, outcome) = timeout_at(deadline, begin(engine, request)).await.map_err(|_| late())??;
+    let begun = timeout_at(deadline, begin(engine, request, ahead)).await.map_err(|_| late())??;
+    let Begun { unclaimed, outcome, ahead } = begun;
     let fork = unclaimed.0.clone();
     match timeout_at(deadline, outcome).await {
         Ok(Ok(Ok(()))) => Ok(fork),
         // A snapshot found damaged takes the zygote with it; the damage is the reason.
-        Ok(Ok(Err(error))) => {
-            Err(Failed { error: fork.template.damage().unwrap_or(error), parked: fork.parked })
-        }
+        Ok(Ok(Err(error))) => Err(Failed { error: fork.template.damage().unwrap_or(error), ahead }),
         Ok(Err(_)) => Err(Error::new(Code::Internal, "the fork's task ended without a word").into()),
         Err(_) => {
             fork.kill("timeout", "it did not acknowledge in the time given");
@@ -96,31 +107,29 @@ async fn attempt(engine: &Arc<Engine>, request: &Request) -> Result<Arc<Fork>, F
     }
 }
 
-type Outcome = tokio::sync::oneshot::Receiver<Result<(), Error>>;
-
-/// Sends all that the fork needs, in one go, and leaves it to its supervisor.
-async fn begin(engine: &Arc<Engine>, request: &Request) -> Result<(Unclaimed, Outcome), Error> {
+/// Sends all that the fork needs, in one go, and leaves it to its supervisor. `ahead` is whether a process will do that is there.
+async fn begin(engine: &Arc<Engine>, request: &Request, ahead: bool) -> Result<Begun, Failed> {
     let loaded = request.template.ready(engine).await?;
     // Parked forks have their addresses already.
-    if request.pool == PoolUse::Use && request.network.ipv4.is_none() {
+    if ahead && request.pool == PoolUse::Use && request.network.ipv4.is_none() {
         while let Some(parked) = request.template.pool().claim() {
             if let Some(begun) = activate(engine, request, parked).await? {
                 return Ok(begun);
             }
         }
     }
-    make(engine, request, &loaded).await
+    make(engine, request, &loaded, ahead).await
 }
 
 /// A fork that the registry knows, and what it needs to run.
-struct Entered {
-    unclaimed: Unclaimed,
-    activate: ToFork,
+pub(super) struct Entered {
+    pub(super) unclaimed: Unclaimed,
+    pub(super) activate: ToFork,
 }
 
 impl Entered {
     /// Has its NIC's rules made, if it has a NIC and they are not made yet.
-    async fn admit(
+    pub(super) async fn admit(
         &self,
         request: &Request,
         nic: Option<&Nic>,
@@ -137,7 +146,7 @@ impl Entered {
     }
 
     /// Gives its NIC's wire and address to the fork, if it has one.
-    fn attach(&self, request: &Request, network: (Option<Nic>, Option<Address>)) {
+    pub(super) fn attach(&self, request: &Request, network: (Option<Nic>, Option<Address>)) {
         let attached = network.0.zip(network.1);
         let attached = attached.map(|(nic, address)| Attached::new(nic, address, request.network.clone()));
         self.unclaimed.0.attach(attached);
@@ -145,7 +154,7 @@ impl Entered {
 }
 
 /// A new fork's record, entered, and what activates it.
-fn enter(
+pub(super) fn enter(
     engine: &Engine,
     request: &Request,
     socket: &Arc<Socket>,
@@ -164,7 +173,7 @@ fn enter(
 }
 
 /// Any address for a fork with a NIC.
-fn address(engine: &Engine, request: &Request) -> Result<Option<Address>, Error> {
+pub(super) fn address(engine: &Engine, request: &Request) -> Result<Option<Address>, Error> {
     if !request.template.record.spec.has_nic() {
         return Ok(None);
     }
@@ -176,7 +185,7 @@ async fn activate(
     engine: &Arc<Engine>,
     request: &Request,
     mut parked: Parked,
-) -> Result<Option<(Unclaimed, Outcome)>, Error> {
+) -> Result<Option<Begun>, Error> {
     let entered = if parked.address().is_some() {
         enter(engine, request, &parked.socket, parked.address(), Some(&parked)).map(|entered| (entered, None))
     } else {
@@ -206,55 +215,6 @@ async fn activate(
     let Entered { unclaimed, .. } = entered;
     let fork = unclaimed.0.clone();
     let (supervisor, outcome) = Supervisor::new(engine.clone(), fork, socket, None);
-    tokio::spawn(supervisor.run_parked(process));
-    Ok(Some((unclaimed, outcome)))
-}
-
-/// Makes a fork from nothing.
-async fn make(
-    engine: &Arc<Engine>,
-    request: &Request,
-    loaded: &Arc<Loaded>,
-) -> Result<(Unclaimed, Outcome), Error> {
-    let permit = engine.spawns.clone().acquire_owned().await;
-    let permit = permit.map_err(|_| Error::new(Code::ShuttingDown, "the daemon is ending"))?;
-    let failed = |error: &control::Error| {
-        Error::new(Code::ForkFailed, "cannot reach the template's zygote").because(chain(error))
-    };
-    let (socket, theirs) = control::pair().map_err(|error| failed(&error.into()))?;
-    let socket = Arc::new(socket);
-    let chosen = request.network.ipv4;
-    let (nic, frames, given) = match wire(engine, &loaded.zygote, chosen).await {
-        Ok(Some(NewNic { nic, frames, address })) => (Some(nic), Some(frames), address),
-        Ok(None) => (None, None, None),
-        Err(error) => return Err(unavailable(&error)),
-    };
-    let address = if given.is_some() { given } else { address(engine, request)? };
-    let entered = enter(engine, request, &socket, address.as_ref(), None)?;
-    let fork = entered.unclaimed.0.clone();
-    entered.admit(request, nic.as_ref(), address.as_ref()).await?;
-    entered.attach(request, (nic, address));
-    let Entered { unclaimed, activate, .. } = entered;
-    let lazy = loaded.is_lazy();
-    // Whoever waits for it would wait for what is mapped ahead, used or not.
-    let view = if lazy { View::Lazy } else { View::Complete };
-    let spawned = match loaded.zygote.spawn(theirs, frames, view, false).await {
-        Ok(spawned) => spawned,
-        Err(error) => {
-            fork.kill("failed", "the template's zygote is gone");
-            engine.registry.fork_died(&fork);
-            return Err(failed(&error));
-        }
-    };
-    // The fork reads it when it is ready; a fork that is never made is reported by the zygote.
-    let sent = socket.send(&activate, &[]).await;
-    let (supervisor, outcome) = Supervisor::new(engine.clone(), fork, socket, Some(permit));
-    tokio::spawn(supervisor.run(spawned));
-    if let Err(error) = sent {
-        tracing::debug!(%error, "activation was not sent");
-    }
-    if lazy {
-        loaded.complete_in_background(engine, &request.template);
-    }
-    Ok((unclaimed, outcome))
+    tokio::spawn(supervisor.run_made(process));
+    Ok(Some(Begun { unclaimed, outcome, ahead: true }))
 }

@@ -69,8 +69,8 @@ impl Supervisor {
         self.settle().await;
     }
 
-    /// Watches a fork out of the pool until its process is reaped.
-    pub async fn run_parked(mut self, process: Process) {
+    /// Watches a fork whose process was there before it, out of the pool or of an embryo, until it is reaped.
+    pub async fn run_made(mut self, process: Process) {
         self.watch(Arc::new(process)).await;
         self.settle().await;
     }

@@ -70,11 +70,12 @@ impl Template {
             // A zygote that is gone is noticed by who asks it for a fork.
             let _ = zygote.set_first_pages(first).await;
         }
-        Ok(Arc::new(Loaded {
-            zygote,
-            complete: AtomicBool::new(!opened.lazy),
-            completing: AtomicBool::new(false),
-        }))
+        let loaded =
+            Loaded { zygote, complete: AtomicBool::new(!opened.lazy), completing: AtomicBool::new(false) };
+        if !opened.lazy {
+            loaded.keep_embryo(engine);
+        }
+        Ok(Arc::new(loaded))
     }
 
     fn open(&self, engine: &Engine) -> Result<Opened, Error> {
@@ -129,6 +130,13 @@ impl Template {
 }
 
 impl Loaded {
+    /// Has its zygote keep an embryo from now on. Its image is complete, and what its forks touch first is known, if ever.
+    fn keep_embryo(&self, engine: &Engine) {
+        if engine.config.embryo {
+            tokio::spawn(self.zygote.clone().keep_embryo());
+        }
+    }
+
     /// Fills the rest of the image, once, so that later forks need no pager.
     pub fn complete_in_background(self: &Arc<Self>, engine: &Arc<Engine>, template: &Arc<Template>) {
         if self.completing.swap(true, Ordering::AcqRel) {
@@ -143,9 +151,12 @@ impl Loaded {
             match outcome {
                 Ok(()) => {
                     loaded.complete.store(true, Ordering::Release);
-                    if engine.config.copy_ahead {
-                        runtime.spawn(working_set::learn(engine, template, loaded));
-                    }
+                    runtime.spawn(async move {
+                        if engine.config.copy_ahead {
+                            working_set::learn(&engine, &template, &loaded).await;
+                        }
+                        loaded.keep_embryo(&engine);
+                    });
                 }
                 Err(error) => {
                     tracing::warn!(

@@ -1,7 +1,5 @@
 //! What the forks of a template touch first, learnt from one of them that nobody sees.
 
-use std::sync::Arc;
-
 use forkling_vmm::protocol::{FirstPages, PageRun};
 
 use super::{Loaded, Template, recorded};
@@ -12,10 +10,10 @@ use crate::{
 };
 
 /// Tells the zygote of a template whose image is complete what its forks touch first; learns it, unless an earlier load has.
-pub async fn learn(engine: Arc<Engine>, template: Arc<Template>, loaded: Arc<Loaded>) {
-    let known = match recorded::kept(&template).await {
+pub async fn learn(engine: &Engine, template: &Template, loaded: &Loaded) {
+    let known = match recorded::kept(template).await {
         Some(known) => Some(known),
-        None => record(&engine, &template, &loaded).await,
+        None => record(engine, template, loaded).await,
     };
     let Some(set) = known else { return };
     let pages = |runs: &[PageRun]| runs.iter().map(|(_, pages)| pages).sum::<u64>();

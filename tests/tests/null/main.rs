@@ -4,6 +4,7 @@ mod admission;
 mod bad_input;
 mod crash;
 mod damage;
+mod embryo;
 mod engine;
 mod fork;
 mod isolation;

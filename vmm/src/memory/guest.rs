@@ -169,13 +169,6 @@ impl GuestMemory {
         self.mapping.renew(image)
     }
 
-    /// Throws this process's copies of these pages away (runs as in [`GuestMemory::copy_ahead`]), made so that a process that was forked
-    /// from it since has them alone. Pages outside of the memory are ignored, and so is the host's refusal: the other
-    /// process then copies them once more.
-    pub fn give_away(&self, runs: &[(u64, u64)]) {
-        let _ = self.pieces(runs).try_for_each(|(start, len)| self.mapping.discard(start, len));
-    }
-
     /// Runs of pages as starts and lengths in bytes, without what is outside of the memory.
     fn pieces(&self, runs: &[(u64, u64)]) -> impl Iterator<Item = (u64, u64)> {
         runs.iter().map(|&(first, pages)| {

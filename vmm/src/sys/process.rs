@@ -9,6 +9,9 @@ pub const NAME: &CStr = c"forkling-vmm";
 /// What a zygote without a template is called.
 pub const SPARE: &CStr = c"forkling-spare";
 
+/// What the process of a fork is called that has no VM yet.
+pub const EMBRYO: &CStr = c"forkling-embryo";
+
 /// Renames this thread, which is the process if it has one (PR_SET_NAME).
 pub fn set_name(name: &CStr) {
     if let Err(error) = rustix::thread::set_name(name) {

@@ -171,9 +171,8 @@ impl Source for Control {
                     return;
                 }
                 // The daemon is gone or of another build: nobody can use this fork any more.
-                Ok(None | Some((ToFork::Activate { .. } | ToFork::Prepare { .. }, _))) | Err(_) => {
-                    std::process::exit(1)
-                }
+                Ok(None | Some((ToFork::Begin | ToFork::Activate { .. } | ToFork::Prepare { .. }, _)))
+                | Err(_) => std::process::exit(1),
             }
         }
     }

@@ -11,6 +11,7 @@ use super::{
     Wanted, Wires, Zygote,
     control::{Acknowledge, Request},
     desk::Desk,
+    embryo,
 };
 use crate::{
     channel::Channel,
@@ -37,7 +38,7 @@ const QUIET_WHEN_COLD: Duration = Duration::from_millis(30);
 
 /// Why a fork's process ends.
 #[derive(Debug, thiserror::Error)]
-enum Error {
+pub(super) enum Error {
     #[error(transparent)]
     Machine(#[from] machine::Error),
     #[error(transparent)]
@@ -61,6 +62,9 @@ pub fn run(
     mut stamps: Stamps,
 ) -> ! {
     stamps.forked = clock::monotonic_ns();
+    if wanted.embryo {
+        process::set_name(process::EMBRYO);
+    }
     let Wires { control, frames } = wires;
     let control = Arc::new(control);
     let Err(error) = live(zygote, zygote_control, &control, frames, wanted, stamps);
@@ -87,7 +91,7 @@ fn live(
     mut stamps: Stamps,
 ) -> Result<Infallible, Error> {
     become_child_of_daemon(zygote, zygote_control)?;
-    let Wanted { view, pre_fault } = wanted;
+    let Wanted { view, pre_fault, embryo } = wanted;
     // Held until the process ends: closing it would end the registration.
     let _faults = match view {
         View::Complete => None,
@@ -98,23 +102,25 @@ fn live(
         View::Lazy => Some(announce_faults(zygote, control)?),
         View::Exact => Some(Uffd::without_fault_around(zygote.memory.mapping())?),
     };
-    let steps = Steps {
-        vm: &mut || stamps.vm = clock::monotonic_ns(),
-        vcpus: &mut || stamps.vcpus = clock::monotonic_ns(),
-    };
     // Before the VM exists: no second-stage entry has to be taken back for it. Where they are missing, these pages are what the
     // pager reads first, and nothing goes on without them.
     if matches!(view, View::Complete | View::Lazy) {
         zygote.memory.copy_ahead(&zygote.first_pages.acknowledge);
     }
     let seed = EventLoopSeed::new()?;
+    let frames = if embryo { embryo::wait(zygote, control, &mut stamps)? } else { frames };
+    let steps = Steps {
+        vm: &mut || stamps.vm = clock::monotonic_ns(),
+        vcpus: &mut || stamps.vcpus = clock::monotonic_ns(),
+    };
     let Zygote { kvm, machine: prepared, memory, root, .. } = zygote;
     let mut machine = Machine::restore(kvm, prepared, memory.clone(), root.as_ref(), frames, &seed, steps)?;
     if pre_fault {
         machine.pre_fault(prepared, &zygote.first_pages.read);
     }
     let (desk, mut source) = Desk::open(control, &zygote.memory);
-    if matches!(view, View::Complete | View::Bare) {
+    // An embryo has copies of them.
+    if !embryo && matches!(view, View::Complete | View::Bare) {
         let (memory, command) = (zygote.memory.clone(), zygote.first_pages.command.clone());
         source.before_connection(move || memory.copy_ahead(&command));
     }

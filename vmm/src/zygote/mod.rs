@@ -5,8 +5,8 @@
 
 mod control;
 mod desk;
+mod embryo;
 mod fork;
-mod runs;
 mod touched;
 
 use std::{
@@ -22,7 +22,7 @@ use crate::{
     clock,
     machine::{self, Offer, PreparedMachine},
     memory::guest::GuestMemory,
-    protocol::{Failure, FailureKind, FirstPages, FromZygote, PageRun, Stamps, ToZygote, View},
+    protocol::{Failure, FailureKind, FirstPages, FromZygote, Stamps, ToZygote, View},
     snapshot::Manifest,
     sys::{
         mapping::Mapping,
@@ -44,10 +44,8 @@ pub struct Zygote {
     trim_after: Option<Duration>,
     /// What is still to be done for forks, the last one first.
     chores: Vec<Chore>,
-    /// Whether `memory` holds copies of the pages that the next fork writes first ([`Chore::Prime`]).
-    primed: bool,
-    /// All these pages, in as few runs as there can be without one that forks read.
-    primable: Vec<PageRun>,
+    /// The embryo that is asked for and not made yet: its token and control socket. It comes after all chores, whose work it inherits.
+    expected: Option<(u64, Channel)>,
     /// Whether a fork was just made, so that chores have to wait.
     spawned: bool,
     manifest: Manifest,
@@ -73,8 +71,6 @@ enum Chore {
     Enlarge(u64),
     /// Map what forks read, for them to inherit.
     MapAhead,
-    /// Copy what forks write first, for the next one to take over.
-    Prime,
 }
 
 /// How long chores wait after a fork was made: it has the CPU to itself until its first command has ended.
@@ -92,6 +88,8 @@ struct Wires {
 struct Wanted {
     view: View,
     pre_fault: bool,
+    /// Whether it waits for [`crate::protocol::ToFork::Begin`], with which its NIC's wire comes.
+    embryo: bool,
 }
 
 /// Why a zygote ends.
@@ -140,24 +138,25 @@ pub fn serve(mut control: Channel) -> Result<(), Error> {
     // Kernels that heed it for mapped files, too, would not map the image by large pages. What a fork allocates is smaller.
     process::allow_large_pages(true);
     control.send(&FromZygote::Loaded, &[])?;
-    while let Some((message, fds)) = zygote.next(&control)? {
-        let (token, view, pre_fault) = match message {
-            ToZygote::Spawn { token, view, pre_fault } => (token, view, pre_fault),
-            ToZygote::FirstPages(set) => {
-                zygote.take_first_pages(set);
-                continue;
-            }
-            ToZygote::Load { .. } => return Err(Error::BadMessage("a second load")),
-        };
+    while let Some((message, fds)) = zygote.next(&mut control)? {
         let mut fds = fds.into_iter();
-        let wires = (fds.next(), fds.next());
-        let wires = match wires {
-            (Some(control), frames) if frames.is_some() == zygote.machine.has_nic() => {
-                Wires { control: Channel::new(control), frames }
+        match (message, fds.next(), fds.next()) {
+            (ToZygote::Spawn { token, view, pre_fault }, Some(ours), frames)
+                if frames.is_some() == zygote.machine.has_nic() =>
+            {
+                let wires = Wires { control: Channel::new(ours), frames };
+                zygote.spawn(&mut control, token, Wanted { view, pre_fault, embryo: false }, wires)?;
             }
-            _ => return Err(Error::BadMessage("a spawn")),
-        };
-        zygote.spawn(&mut control, token, Wanted { view, pre_fault }, wires)?;
+            (ToZygote::Embryo { token }, Some(ours), None) if zygote.expected.is_none() => {
+                zygote.expected = Some((token, Channel::new(ours)));
+            }
+            (ToZygote::FirstPages(set), None, None) => zygote.take_first_pages(set),
+            (ToZygote::Spawn { .. }, ..) => return Err(Error::BadMessage("a spawn")),
+            (ToZygote::Embryo { .. }, ..) => return Err(Error::BadMessage("an embryo")),
+            (ToZygote::Load { .. } | ToZygote::FirstPages(_), ..) => {
+                return Err(Error::BadMessage("a second load, or pages"));
+            }
+        }
     }
     Ok(())
 }
@@ -211,8 +210,7 @@ impl Zygote {
             first_pages: FirstPages::default(),
             trim_after: None,
             chores: Vec::new(),
-            primed: false,
-            primable: Vec::new(),
+            expected: None,
             spawned: false,
             manifest,
             msr_list,
@@ -221,9 +219,9 @@ impl Zygote {
         })
     }
 
-    /// The next message; `None` when the daemon is gone. While there is none, chores are done one by one.
-    fn next(&mut self, control: &Channel) -> Result<Option<(ToZygote, Vec<OwnedFd>)>, channel::Error> {
-        while !self.chores.is_empty() {
+    /// The next message; `None` when the daemon is gone. While there is none, chores are done one by one, and then the embryo is made.
+    fn next(&mut self, control: &mut Channel) -> Result<Option<(ToZygote, Vec<OwnedFd>)>, Error> {
+        while !self.chores.is_empty() || self.expected.is_some() {
             let patience = if std::mem::take(&mut self.spawned) { REST } else { Duration::ZERO };
             if control.wait(patience)? {
                 break;
@@ -233,24 +231,16 @@ impl Zygote {
                 Some(Chore::MapAhead) => {
                     self.memory.map_ahead(&self.first_pages.read, &self.first_pages.acknowledge);
                 }
-                Some(Chore::Prime) => {
-                    self.memory.copy_ahead(&self.first_pages.acknowledge);
-                    self.memory.copy_ahead(&self.first_pages.command);
-                    self.primed = true;
+                None => {
+                    if let Some((token, ours)) = self.expected.take() {
+                        let wires = Wires { control: ours, frames: None };
+                        let wanted = Wanted { view: View::Complete, pre_fault: false, embryo: true };
+                        self.spawn(control, token, wanted, wires)?;
+                    }
                 }
-                None => {}
             }
         }
-        control.receive()
-    }
-
-    /// Throws the copies away that it made. To a fork that has inherited them they are left so: it is the only one then that has them, and
-    /// the kernel lets it write to them as they are.
-    fn give_away(&mut self) {
-        if std::mem::take(&mut self.primed) {
-            self.memory.give_away(&self.primable);
-            self.chores.push(Chore::Prime);
-        }
+        Ok(control.receive()?)
     }
 
     /// Prepares for forks that touch these pages first. Those they read are named when the image is complete, and not before: a
@@ -258,10 +248,8 @@ impl Zygote {
     fn take_first_pages(&mut self, set: FirstPages) {
         let large = self.memory.worth_enlarging(&set.read, &[&set.acknowledge, &set.command]);
         tracing::debug!(parts = large.len(), "what forks only read goes into large pages");
-        self.give_away();
-        self.primable = runs::joined(&[&set.acknowledge, &set.command], &set.read);
-        let when_complete = [Chore::Prime, Chore::MapAhead].into_iter().filter(|_| !set.read.is_empty());
-        self.chores = when_complete.chain(large.into_iter().map(Chore::Enlarge)).collect();
+        let when_complete = Some(Chore::MapAhead).filter(|_| !set.read.is_empty());
+        self.chores = when_complete.into_iter().chain(large.into_iter().map(Chore::Enlarge)).collect();
         self.first_pages = set;
     }
 
@@ -274,10 +262,6 @@ impl Zygote {
         wires: Wires,
     ) -> Result<(), Error> {
         let stamps = Stamps { requested: clock::monotonic_ns(), ..Stamps::default() };
-        if wanted.view == View::Exact {
-            // What it inherits would count as touched by it.
-            self.give_away();
-        }
         let answer = match process::fork_as_sibling(&self.single) {
             Ok(Forked::Child) => fork::run(self, control, wires, wanted, stamps),
             Ok(Forked::Parent(pid)) => FromZygote::Spawned { token, pid },
@@ -287,10 +271,6 @@ impl Zygote {
             }
         };
         self.spawned = true;
-        // At once: a fork that comes to write before copies what it shares with the zygote. A bare one takes nothing over.
-        if wanted.view != View::Bare {
-            self.give_away();
-        }
         Ok(control.send(&answer, &[])?)
     }
 }

@@ -16,6 +16,7 @@ fn config() -> Config {
         kernel: "/nonexistent/kernel".into(),
         eager: false,
         copy_ahead: true,
+        embryo: true,
         admission: Default::default(),
         idle_unload: None,
         trim_after: None,
