@@ -172,9 +172,9 @@ impl Machine<Paused> {
     ///
     /// Pages the guest has written stay private copies up to `keep` bytes, which costs their memory and saves the guest
     /// from copying them again ([`GuestMemory::rewind`]).
-    pub fn rewind(&self, prepared: &PreparedMachine, image: &File, keep: u64) -> Result<(), Error> {
+    pub fn rewind(&mut self, prepared: &PreparedMachine, image: &File, keep: u64) -> Result<(), Error> {
         self.core.memory.rewind(image, keep).map_err(Error::Rewind)?;
-        for (vcpu, prepared) in self.state.vcpus.iter().zip(&prepared.vcpus) {
+        for (vcpu, prepared) in self.state.vcpus.iter_mut().zip(&prepared.vcpus) {
             vcpu.rewind(prepared)?;
         }
         // After the vCPUs, as in a restore.

@@ -126,7 +126,7 @@ impl VcpuState {
 impl Vcpu {
     /// Saves the vCPU. All vCPUs of the VM are stopped, and the last exit is completed ([`Vcpu::complete_exit`]).
     pub fn save(&self, msr_list: &[u32]) -> Result<VcpuState, Error> {
-        let Self { fd, id: _, xsave_size, cpuid, tsc_offset: _ } = self;
+        let Self { fd, id: _, xsave_size, cpuid, same_rate: _, tsc_offset: _ } = self;
         // First: it may still deliver a pending INIT or SIPI and so change everything below.
         let mp_state = fd.get_mp_state().map_err(self.kvm("KVM_GET_MP_STATE"))?;
         let regs = fd.get_regs().map_err(self.kvm("KVM_GET_REGS"))?;
@@ -148,22 +148,19 @@ impl Vcpu {
     /// Makes vCPU `id` with all its state but the clock.
     pub fn restore(vm: &Vm, id: u8, prepared: &PreparedVcpu) -> Result<Self, Error> {
         let mut vcpu = Self::with_cpuid(vm, id, prepared.state.cpuid.clone(), &prepared.cpuid)?;
-        let same_rate = vcpu.set_tsc_frequency(prepared.state.tsc_khz)?;
+        vcpu.same_rate = vcpu.set_tsc_frequency(prepared.state.tsc_khz)?;
         vcpu.load(prepared)?;
-        if same_rate && prepared.timer.is_some() {
-            vcpu.tsc_offset = Some(vcpu.tsc()?.wrapping_sub(cpu::time_stamp()));
-        }
         Ok(vcpu)
     }
 
     /// Gives a vCPU that has run the state again with which it began, all but the clock. Its last exit is completed.
-    pub fn rewind(&self, prepared: &PreparedVcpu) -> Result<(), Error> {
+    pub fn rewind(&mut self, prepared: &PreparedVcpu) -> Result<(), Error> {
         // Before the LAPIC, which would start the timer anew from this register.
         self.set_deadline(0)?;
         self.load(prepared)
     }
 
-    fn load(&self, prepared: &PreparedVcpu) -> Result<(), Error> {
+    fn load(&mut self, prepared: &PreparedVcpu) -> Result<(), Error> {
         let PreparedVcpu { state, xsave, msrs, .. } = prepared;
         let fd = &self.fd;
         fd.set_mp_state(state.mp_state).map_err(self.kvm("KVM_SET_MP_STATE"))?;
@@ -178,7 +175,19 @@ impl Vcpu {
         // After the LAPIC: before it, a few restores in a hundred lose their timer (Kata pull request 13798).
         self.set_msrs(msrs)?;
         // After regs, which clear pending exceptions.
-        fd.set_vcpu_events(&state.events).map_err(self.kvm("KVM_SET_VCPU_EVENTS"))
+        fd.set_vcpu_events(&state.events).map_err(self.kvm("KVM_SET_VCPU_EVENTS"))?;
+        if self.same_rate && prepared.timer.is_some() {
+            // Each time: the counter was written. What KVM makes of that depends on the time since the last write, and
+            // whatever the guest has done to its counter is undone.
+            self.tsc_offset = Some(self.offset()?);
+        }
+        Ok(())
+    }
+
+    fn offset(&self) -> Result<u64, Error> {
+        // Before the guest's: what lies between the two makes timers late, never early.
+        let host = cpu::time_stamp();
+        Ok(self.tsc()?.wrapping_sub(host))
     }
 
     fn tsc(&self) -> Result<u64, Error> {
@@ -192,9 +201,9 @@ impl Vcpu {
 
     /// Arms the timer, counted from now: as it stood, but not before `quiet` has passed. A timer may fire late, never early.
     ///
-    /// The time-stamp counter is not set again: it has run on since the restore, the same on all vCPUs, and the guest's
-    /// clock does not follow it ([`Vm::set_clock`]). Setting it would be no use either, since KVM takes a value within a
-    /// second of the last one for an attempt to synchronise vCPUs and keeps the old (`kvm_synchronize_tsc`).
+    /// The time-stamp counter is not set again: it has run on since the restore or rewind, the same on all vCPUs, and the
+    /// guest's clock does not follow it ([`Vm::set_clock`]). Setting it would be no use either, since KVM takes a value that
+    /// comes within a second of the last one for an attempt to synchronise vCPUs and keeps the old (`kvm_synchronize_tsc`).
     ///
     /// `advanced` is whether the guest's time jumps: only then must its watchdogs be told that it was stopped
     /// (KVM_KVMCLOCK_CTRL, Firecracker issue 5494). A guest that is, is busy with it for 0.1 ms.

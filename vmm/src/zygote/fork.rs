@@ -220,7 +220,7 @@ impl Fork<'_> {
         let event_loop = event_loop.running()?;
         event_loop.watch_source()?;
         stamps.entered = clock::monotonic_ns();
-        let (machine, event_loop, keep_writes) = self.run(machine, event_loop, forkpoint, stamps)?;
+        let (mut machine, event_loop, keep_writes) = self.run(machine, event_loop, forkpoint, stamps)?;
         machine.rewind(prepared, image, if keep_writes { MOST_KEPT } else { 0 })?;
         Ok((machine, event_loop))
     }
