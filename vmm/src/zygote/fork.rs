@@ -210,9 +210,9 @@ impl Fork<'_> {
             }
         };
         stamps.activated = clock::monotonic_ns();
-        let Parked { machine, forkpoint, clock } = parked;
+        let Parked { mut machine, forkpoint, clock } = parked;
         forkpoint.write_mailbox(machine.memory().ram(), &mailbox)?;
-        prepared.restart_clocks(&machine, clock.as_ref(), self.quiet, advance_monotonic)?;
+        prepared.restart_clocks(&mut machine, clock.as_ref(), self.quiet, advance_monotonic)?;
         if plugged {
             machine.devices().plug();
         }
@@ -227,10 +227,10 @@ impl Fork<'_> {
 
     /// Runs the guest to its next forkpoint, where it waits for its activation again.
     fn prepare(&self, parked: Parked, mailbox: &[u8]) -> Result<Parked, Error> {
-        let Parked { machine, forkpoint, clock } = parked;
+        let Parked { mut machine, forkpoint, clock } = parked;
         let prepared = &self.zygote.machine;
         forkpoint.write_mailbox(machine.memory().ram(), mailbox)?;
-        prepared.restart_clocks(&machine, clock.as_ref(), self.quiet, false)?;
+        prepared.restart_clocks(&mut machine, clock.as_ref(), self.quiet, false)?;
         let observer = Arc::new(Acknowledge::new(self.control.clone(), Stamps::default(), None));
         let mut running = machine.resume(forkpoint.vcpu, observer)?;
         let forkpoint = match running.wait(&self.desk.interrupter)? {
@@ -238,8 +238,8 @@ impl Fork<'_> {
             Halt::Interrupted => unreachable!("nobody reads the control socket meanwhile"),
             Halt::Ended(reason) => return Err(Error::Ended(reason)),
         };
-        let machine = running.pause()?;
-        let clock = prepared.clock_of(&machine)?;
+        let mut machine = running.pause()?;
+        let clock = prepared.stop_clocks(&mut machine)?;
         Ok(Parked { machine, forkpoint, clock })
     }
 
