@@ -38,6 +38,7 @@ pub struct Witness {
     pub generation: String,
     pub monotonic: Vec<f64>,
     pub armed: f64,
+    pub waited: f64,
     pub timer: Timer,
 }
 

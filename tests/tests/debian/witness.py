@@ -1,5 +1,5 @@
 """A service started before the freeze: tells what a process that lived through it sees. Connect to 127.0.0.1:7000."""
-import json, os, secrets, socket, threading, time, uuid
+import json, os, secrets, signal, socket, threading, time, uuid
 
 SECRET = secrets.token_hex(16)
 samples = [time.monotonic()]
@@ -16,6 +16,18 @@ def generation():
 
 def fire():
     timer.update(at=time.monotonic(), generation=generation())
+
+
+def wait_busily():
+    """How long 20 ms take a process that never sleeps. A kernel that goes idle sets its timer anew, and it would not be seen that it was wrong."""
+    fired = []
+    signal.signal(signal.SIGALRM, lambda *_: fired.append(True))
+    start = time.monotonic()
+    signal.setitimer(signal.ITIMER_REAL, 0.02)
+    while not fired and time.monotonic() - start < 10:
+        pass
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    return time.monotonic() - start
 
 
 alarm = threading.Timer(TIMER_SECONDS, fire)
@@ -44,6 +56,7 @@ while True:
         "monotonic": samples,
         "wall": time.time(),
         "armed": armed,
+        "waited": wait_busily(),
         "timer": timer,
     }
     peer.sendall(json.dumps(answer).encode())

@@ -85,16 +85,16 @@ impl PreparedMachine {
         &self.forkpoint
     }
 
-    /// Sets the clocks back to the freeze, or to where they `stood` since. At activation, since a parked fork may have
-    /// waited for minutes. Timers do not fire before `quiet` has passed.
+    /// Sets the clocks back to the freeze, or to where they `stood` since, and has timers run on from there. At activation,
+    /// since a parked fork may have waited for minutes. Timers do not fire before `quiet` has passed.
     pub fn restart_clocks(
         &self,
-        machine: &Machine<Paused>,
+        machine: &mut Machine<Paused>,
         stood: Option<&ClockState>,
         quiet: Duration,
         advance_monotonic: bool,
     ) -> Result<(), Error> {
-        for (vcpu, prepared) in machine.state.vcpus.iter().zip(&self.vcpus) {
+        for (vcpu, prepared) in machine.state.vcpus.iter_mut().zip(&self.vcpus) {
             vcpu.restart_clock(prepared, quiet, advance_monotonic)?;
         }
         if self.kvmclock {
@@ -105,8 +105,11 @@ impl PreparedMachine {
 }
 
 impl PreparedMachine {
-    /// Where the clock of a machine that has run since its restore stands now, if its guest uses it.
-    pub fn clock_of(&self, machine: &Machine<Paused>) -> Result<Option<ClockState>, Error> {
+    /// Has the clocks of a machine that has run since its restore stand still until [`PreparedMachine::restart_clocks`]. Its
+    /// timers wait in it; where the guest's own clock stood, if it uses that, is told.
+    pub fn stop_clocks(&self, machine: &mut Machine<Paused>) -> Result<Option<ClockState>, Error> {
+        // Before the clock: what lies between the two makes timers late, never early.
+        machine.state.vcpus.iter_mut().try_for_each(Vcpu::stop_timer)?;
         self.kvmclock.then(|| machine.core.vm.clock().map_err(Error::from)).transpose()
     }
 }
@@ -172,9 +175,9 @@ impl Machine<Paused> {
     ///
     /// Pages the guest has written stay private copies up to `keep` bytes, which costs their memory and saves the guest
     /// from copying them again ([`GuestMemory::rewind`]).
-    pub fn rewind(&self, prepared: &PreparedMachine, image: &File, keep: u64) -> Result<(), Error> {
+    pub fn rewind(&mut self, prepared: &PreparedMachine, image: &File, keep: u64) -> Result<(), Error> {
         self.core.memory.rewind(image, keep).map_err(Error::Rewind)?;
-        for (vcpu, prepared) in self.state.vcpus.iter().zip(&prepared.vcpus) {
+        for (vcpu, prepared) in self.state.vcpus.iter_mut().zip(&prepared.vcpus) {
             vcpu.rewind(prepared)?;
         }
         // After the vCPUs, as in a restore.

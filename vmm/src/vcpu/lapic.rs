@@ -25,6 +25,12 @@ pub fn take_pending(lapic: &mut kvm_lapic_state, vector: u8) -> bool {
     requests & bit != 0
 }
 
+/// Sets the timer up as a guest does it that uses deadlines.
+#[cfg(test)]
+pub fn set_deadline_timer(lapic: &mut kvm_lapic_state, vector: u8) {
+    write(lapic, TIMER, MODE_TSC_DEADLINE | u32::from(vector));
+}
+
 fn read(lapic: &kvm_lapic_state, offset: usize) -> u32 {
     let bytes = std::array::from_fn(|n| lapic.regs[offset + n] as u8);
     u32::from_le_bytes(bytes)

@@ -61,8 +61,10 @@ pub struct Vcpu {
     id: u8,
     xsave_size: usize,
     cpuid: Arc<CpuidEntries>,
-    /// What the guest's time-stamp counter is ahead of the host's, modulo 2^64, if both run at the same rate.
-    tsc_offset: Option<u64>,
+    /// Whether the guest's time-stamp counter runs at the host's rate.
+    same_rate: bool,
+    /// Its timer, while that stands still.
+    timer: Option<state::StoppedTimer>,
 }
 
 impl Vcpu {
@@ -73,8 +75,8 @@ impl Vcpu {
     }
 
     fn with_cpuid(vm: &Vm, id: u8, cpuid: Arc<CpuidEntries>, entries: &CpuId) -> Result<Self, Error> {
-        let mut vcpu =
-            Self { fd: vm.create_vcpu(id)?, id, xsave_size: vm.xsave_size(), cpuid, tsc_offset: None };
+        let fd = vm.create_vcpu(id)?;
+        let mut vcpu = Self { fd, id, xsave_size: vm.xsave_size(), cpuid, same_rate: true, timer: None };
         // Before everything else: MSRs and extended state are checked against it.
         vcpu.fd.set_cpuid2(entries).map_err(vcpu.kvm("KVM_SET_CPUID2"))?;
         // Hypercalls carry their arguments in registers; this spares an ioctl for each.

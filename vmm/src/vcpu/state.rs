@@ -64,6 +64,15 @@ pub struct VcpuState {
     events: kvm_vcpu_events,
 }
 
+/// A timer that stands still.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StoppedTimer {
+    /// What was left of it, in ticks of the time-stamp counter.
+    left: u64,
+    /// What the guest's time-stamp counter is ahead of the host's, modulo 2^64, if both run at the same rate.
+    tsc_offset: Option<u64>,
+}
+
 /// A saved vCPU in the form in which KVM takes it, made once per zygote.
 pub struct PreparedVcpu {
     state: VcpuState,
@@ -126,7 +135,7 @@ impl VcpuState {
 impl Vcpu {
     /// Saves the vCPU. All vCPUs of the VM are stopped, and the last exit is completed ([`Vcpu::complete_exit`]).
     pub fn save(&self, msr_list: &[u32]) -> Result<VcpuState, Error> {
-        let Self { fd, id: _, xsave_size, cpuid, tsc_offset: _ } = self;
+        let Self { fd, id: _, xsave_size, cpuid, same_rate: _, timer: _ } = self;
         // First: it may still deliver a pending INIT or SIPI and so change everything below.
         let mp_state = fd.get_mp_state().map_err(self.kvm("KVM_GET_MP_STATE"))?;
         let regs = fd.get_regs().map_err(self.kvm("KVM_GET_REGS"))?;
@@ -148,22 +157,19 @@ impl Vcpu {
     /// Makes vCPU `id` with all its state but the clock.
     pub fn restore(vm: &Vm, id: u8, prepared: &PreparedVcpu) -> Result<Self, Error> {
         let mut vcpu = Self::with_cpuid(vm, id, prepared.state.cpuid.clone(), &prepared.cpuid)?;
-        let same_rate = vcpu.set_tsc_frequency(prepared.state.tsc_khz)?;
+        vcpu.same_rate = vcpu.set_tsc_frequency(prepared.state.tsc_khz)?;
         vcpu.load(prepared)?;
-        if same_rate && prepared.timer.is_some() {
-            vcpu.tsc_offset = Some(vcpu.tsc()?.wrapping_sub(cpu::time_stamp()));
-        }
         Ok(vcpu)
     }
 
     /// Gives a vCPU that has run the state again with which it began, all but the clock. Its last exit is completed.
-    pub fn rewind(&self, prepared: &PreparedVcpu) -> Result<(), Error> {
+    pub fn rewind(&mut self, prepared: &PreparedVcpu) -> Result<(), Error> {
         // Before the LAPIC, which would start the timer anew from this register.
         self.set_deadline(0)?;
         self.load(prepared)
     }
 
-    fn load(&self, prepared: &PreparedVcpu) -> Result<(), Error> {
+    fn load(&mut self, prepared: &PreparedVcpu) -> Result<(), Error> {
         let PreparedVcpu { state, xsave, msrs, .. } = prepared;
         let fd = &self.fd;
         fd.set_mp_state(state.mp_state).map_err(self.kvm("KVM_SET_MP_STATE"))?;
@@ -178,11 +184,34 @@ impl Vcpu {
         // After the LAPIC: before it, a few restores in a hundred lose their timer (Kata pull request 13798).
         self.set_msrs(msrs)?;
         // After regs, which clear pending exceptions.
-        fd.set_vcpu_events(&state.events).map_err(self.kvm("KVM_SET_VCPU_EVENTS"))
+        fd.set_vcpu_events(&state.events).map_err(self.kvm("KVM_SET_VCPU_EVENTS"))?;
+        // After the MSRs: the counter was written. What KVM makes of that depends on the time since the last write, and
+        // whatever the guest has done to its counter is undone.
+        self.timer = prepared.timer.map(|left| self.stopped(left)).transpose()?;
+        Ok(())
     }
 
-    fn tsc(&self) -> Result<u64, Error> {
-        time_stamp(&self.fd).map_err(self.kvm("KVM_GET_MSRS"))
+    /// Has the timer stand still with what is left of it, until [`Vcpu::restart_clock`]. The vCPU is stopped.
+    pub fn stop_timer(&mut self) -> Result<(), Error> {
+        let deadline = self.msr(MSR_TSC_DEADLINE)?;
+        // Of a timer that has fired and is not set again nothing is left: KVM holds its interrupt, if it is not delivered.
+        self.timer = match deadline {
+            0 => None,
+            _ => Some(self.stopped(deadline.saturating_sub(self.msr(MSR_TSC)?))?),
+        };
+        // Else it would fire while the guest waits, and its interrupt would come with the first instruction.
+        self.set_deadline(0)
+    }
+
+    fn stopped(&self, left: u64) -> Result<StoppedTimer, Error> {
+        // Before the guest's: what lies between the two makes timers late, never early.
+        let host = cpu::time_stamp();
+        let tsc_offset = if self.same_rate { Some(self.msr(MSR_TSC)?.wrapping_sub(host)) } else { None };
+        Ok(StoppedTimer { left, tsc_offset })
+    }
+
+    fn msr(&self, index: u32) -> Result<u64, Error> {
+        read_msr(&self.fd, index).map_err(self.kvm("KVM_GET_MSRS"))
     }
 
     fn set_deadline(&self, data: u64) -> Result<(), Error> {
@@ -192,25 +221,25 @@ impl Vcpu {
 
     /// Arms the timer, counted from now: as it stood, but not before `quiet` has passed. A timer may fire late, never early.
     ///
-    /// The time-stamp counter is not set again: it has run on since the restore, the same on all vCPUs, and the guest's
-    /// clock does not follow it ([`Vm::set_clock`]). Setting it would be no use either, since KVM takes a value within a
-    /// second of the last one for an attempt to synchronise vCPUs and keeps the old (`kvm_synchronize_tsc`).
+    /// The time-stamp counter is not set again: it has run on since the restore or rewind, the same on all vCPUs, and the
+    /// guest's clock does not follow it ([`Vm::set_clock`]). Setting it would be no use either, since KVM takes a value that
+    /// comes within a second of the last one for an attempt to synchronise vCPUs and keeps the old (`kvm_synchronize_tsc`).
     ///
     /// `advanced` is whether the guest's time jumps: only then must its watchdogs be told that it was stopped
     /// (KVM_KVMCLOCK_CTRL, Firecracker issue 5494). A guest that is, is busy with it for 0.1 ms.
     pub fn restart_clock(
-        &self,
+        &mut self,
         prepared: &PreparedVcpu,
         quiet: Duration,
         advanced: bool,
     ) -> Result<(), Error> {
-        if let Some(ticks) = prepared.timer {
+        if let Some(StoppedTimer { left, tsc_offset }) = self.timer.take() {
             let quiet = quiet.as_micros() as u64 * u64::from(prepared.state.tsc_khz) / 1000;
-            let now = match self.tsc_offset {
+            let now = match tsc_offset {
                 Some(offset) => cpu::time_stamp().wrapping_add(offset),
-                None => self.tsc()?,
+                None => self.msr(MSR_TSC)?,
             };
-            self.set_deadline(now.saturating_add(ticks.max(quiet)))?;
+            self.set_deadline(now.saturating_add(left.max(quiet)))?;
         }
         if !advanced {
             return Ok(());
@@ -271,7 +300,11 @@ impl Vcpu {
 
 /// A vCPU's time-stamp counter now, as KVM reads it.
 pub(crate) fn time_stamp(fd: &VcpuFd) -> Result<u64, kvm_ioctls::Error> {
-    let entry = kvm_msr_entry { index: MSR_TSC, ..Default::default() };
+    read_msr(fd, MSR_TSC)
+}
+
+fn read_msr(fd: &VcpuFd, index: u32) -> Result<u64, kvm_ioctls::Error> {
+    let entry = kvm_msr_entry { index, ..Default::default() };
     let mut msrs = Msrs::from_entries(&[entry]).expect("one entry");
     fd.get_msrs(&mut msrs)?;
     Ok(msrs.as_slice()[0].data)
@@ -288,3 +321,6 @@ fn with_timer_armed(mut msrs: Vec<kvm_msr_entry>) -> Vec<kvm_msr_entry> {
     }
     msrs
 }
+
+#[cfg(test)]
+mod tests;

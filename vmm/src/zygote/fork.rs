@@ -216,9 +216,9 @@ impl Fork<'_> {
             }
         };
         stamps.activated = clock::monotonic_ns();
-        let Parked { machine, forkpoint, clock } = parked;
+        let Parked { mut machine, forkpoint, clock } = parked;
         forkpoint.write_mailbox(machine.memory().ram(), &mailbox)?;
-        prepared.restart_clocks(&machine, clock.as_ref(), self.quiet, advance_monotonic)?;
+        prepared.restart_clocks(&mut machine, clock.as_ref(), self.quiet, advance_monotonic)?;
         if plugged {
             machine.devices().plug();
         }
@@ -226,17 +226,17 @@ impl Fork<'_> {
         let event_loop = event_loop.running()?;
         event_loop.watch_source()?;
         stamps.entered = clock::monotonic_ns();
-        let (machine, event_loop, keep_writes) = self.run(machine, event_loop, forkpoint, stamps)?;
+        let (mut machine, event_loop, keep_writes) = self.run(machine, event_loop, forkpoint, stamps)?;
         machine.rewind(prepared, image, if keep_writes { MOST_KEPT } else { 0 })?;
         Ok((machine, event_loop))
     }
 
     /// Runs the guest to its next forkpoint, where it waits for its activation again.
     fn prepare(&self, parked: Parked, mailbox: &[u8]) -> Result<Parked, Error> {
-        let Parked { machine, forkpoint, clock } = parked;
+        let Parked { mut machine, forkpoint, clock } = parked;
         let prepared = &self.zygote.machine;
         forkpoint.write_mailbox(machine.memory().ram(), mailbox)?;
-        prepared.restart_clocks(&machine, clock.as_ref(), self.quiet, false)?;
+        prepared.restart_clocks(&mut machine, clock.as_ref(), self.quiet, false)?;
         let observer = Arc::new(Acknowledge::new(self.control.clone(), Stamps::default(), None));
         let mut running = machine.resume(forkpoint.vcpu, observer)?;
         let forkpoint = match running.wait(&self.desk.interrupter)? {
@@ -244,8 +244,8 @@ impl Fork<'_> {
             Halt::Interrupted => unreachable!("nobody reads the control socket meanwhile"),
             Halt::Ended(reason) => return Err(Error::Ended(reason)),
         };
-        let machine = running.pause()?;
-        let clock = prepared.clock_of(&machine)?;
+        let mut machine = running.pause()?;
+        let clock = prepared.stop_clocks(&mut machine)?;
         Ok(Parked { machine, forkpoint, clock })
     }
 
