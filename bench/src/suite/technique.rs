@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::{
+    Phases,
     ladder::{Step, climb},
     memory::{record_private, settled},
 };
@@ -71,13 +72,17 @@ pub fn embryo(mut bench: Bench, results: &Results, quick: bool) -> anyhow::Resul
         (false, false) => 2000,
     };
     for &step in steps(bench.guest) {
-        let mut times = Vec::new();
+        let (mut times, mut phases) = (Vec::new(), Phases::default());
         for _ in 0..rounds {
             let (took, fork) = climb(&mut bench, Source::New, step)?;
             times.push(took);
+            phases.push(&fork);
             bench.destroy(&fork)?;
         }
         results.record(&format!("technique.no_embryo.{}", step.name()), "ms", times, None)?;
+        if step == Step::Ack {
+            phases.record(results, "technique.no_embryo")?;
+        }
     }
     Ok(bench)
 }

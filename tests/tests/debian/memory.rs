@@ -58,16 +58,17 @@ END
 setsid bash /dev/shm/tick </dev/null >/dev/null 2>&1 &
 "#;
 
+fn private(daemon: &Daemon, fork: &str) -> u64 {
+    let memory: ForkMemory = daemon.call("GET", &format!("/v1/forks/{fork}/memory"), None).unwrap();
+    memory.private_bytes
+}
+
 /// Leaves a fork alone until it has given back so many hundredths of the memory that it has written.
 fn goes_to_rest(daemon: &Daemon, fork: &str, hundredths: u64) {
     const PATIENCE: Duration = Duration::from_secs(60);
-    let private = || {
-        let memory: ForkMemory = daemon.call("GET", &format!("/v1/forks/{fork}/memory"), None).unwrap();
-        memory.private_bytes
-    };
-    let before = private();
+    let before = private(daemon, fork);
     eventually(PATIENCE, "the fork gives memory back", || {
-        let now = private();
+        let now = private(daemon, fork);
         if now * 100 < before * (100 - hundredths) {
             Ok(())
         } else {
@@ -130,4 +131,34 @@ fn a_fork_at_rest_gives_back_what_is_nearly_equal_to_its_template() {
     let sum = daemon.sh(&fork, SUM);
     goes_to_rest(&daemon, &fork, 50);
     assert_eq!(daemon.sh(&fork, SUM), sum);
+}
+
+#[test]
+fn a_fork_that_rests_for_long_gives_back_what_its_timers_have_touched() {
+    let daemon = guest::settings().arg("--trim-after").arg("1").start();
+    guest::ensure(&daemon, guest::ONE);
+    let first = daemon.fork(guest::ONE);
+    daemon.wait_complete(guest::ONE);
+    daemon.kill(&first.id).unwrap();
+    let fork = daemon.fork(guest::ONE).id;
+    daemon.sh(&fork, "true");
+    goes_to_rest(&daemon, &fork, 30);
+    let rested = private(&daemon, &fork);
+    // Timers touch a page now and then.
+    let mut most = rested;
+    eventually(Duration::from_secs(100), "it comes to rest again by itself", || {
+        let now = private(&daemon, &fork);
+        most = most.max(now);
+        if most > rested + (32 << 10) && now < (rested + most) / 2 {
+            Ok(())
+        } else {
+            Err(format!("{rested} bytes at first, {most} at most, now {now}"))
+        }
+    });
+    println!(
+        "rest: {} KiB at first, {} KiB at most, then {}",
+        rested >> 10,
+        most >> 10,
+        private(&daemon, &fork) >> 10
+    );
 }

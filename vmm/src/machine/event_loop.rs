@@ -46,6 +46,10 @@ const EVENTS: usize = 64;
 /// How long an interrupt that the guest needs only to use its buffers again is put off.
 const MOMENT: Duration = Duration::from_millis(5);
 
+/// After how many times its patience a source is told of a rest that goes on: timers have brought pages back by then that could be
+/// folded again.
+const AGAIN: u32 = 60;
+
 /// Another descriptor the loop serves, besides the devices'.
 pub trait Source: Send {
     /// The descriptor, watched for input.
@@ -54,7 +58,8 @@ pub trait Source: Send {
     fn ready(&mut self, devices: &Devices);
     /// Called after each round of device work, for instance to pass on console output.
     fn after_round(&mut self, devices: &Devices);
-    /// How long nothing must happen for [`Source::at_rest`] to be called; `None`: it is not.
+    /// How long nothing must happen for [`Source::at_rest`] to be called, and called again when pages have been folded for [`AGAIN`]
+    /// times as long; `None`: it is not.
     fn patience(&self) -> Option<Duration> {
         None
     }
@@ -172,24 +177,37 @@ impl EventLoop {
 
     fn round(&mut self, events: &mut Events) {
         let owing = self.owing.map(|since| MOMENT.saturating_sub(since.elapsed()));
-        let patience = owing.or_else(|| self.source.patience().filter(|_| self.restless));
+        let patience = owing.or_else(|| self.patience());
         if !self.wait(events, patience) {
             return;
         }
-        if self.folded.is_some() {
-            if owing.is_none() && events.iter().all(|event| event.token() == FAULTS) {
-                return self.serve_faults();
+        let resting = owing.is_none() && events.iter().all(|event| event.token() == FAULTS);
+        let told = match self.folded {
+            Some(_) if resting && self.patience() != Some(Duration::ZERO) => return self.serve_faults(),
+            Some(_) => {
+                self.unfold();
+                // Something else, be it console output that counts for nothing otherwise: it has to come to rest again.
+                self.restless |= !resting;
+                resting
             }
-            self.unfold();
-            // Something else, be it console output that counts for nothing otherwise: it has to come to rest again.
-            self.restless = true;
-        }
-        if events.is_empty() && owing.is_none() {
+            // Faults are of pages that are back by now.
+            None => resting && events.is_empty(),
+        };
+        if told {
             self.restless = false;
             self.source.at_rest();
-            return;
+        } else {
+            self.handle(events);
         }
-        self.handle(events);
+    }
+
+    /// How long nothing may happen, from now on, until the source is told.
+    fn patience(&self) -> Option<Duration> {
+        let patience = self.source.patience()?;
+        match &self.folded {
+            Some(folded) => Some((patience * AGAIN).saturating_sub(folded.age())),
+            None => Some(patience).filter(|_| self.restless),
+        }
     }
 
     /// Waits for events, at most so long; `false` if a signal came instead.
@@ -222,7 +240,12 @@ impl EventLoop {
 
     fn serve_faults(&mut self) {
         match self.folded.as_mut().map(Folded::serve) {
-            Some(Ok(Rest::Over)) => self.unfold(),
+            Some(Ok(Rest::Over)) => {
+                // It took long to touch so much: it is at rest.
+                self.restless |=
+                    self.patience() < self.source.patience().map(|patience| patience * (AGAIN / 2));
+                self.unfold();
+            }
             Some(Err(error)) => self.source.guest_lost(error),
             Some(Ok(Rest::Goes)) | None => {}
         }

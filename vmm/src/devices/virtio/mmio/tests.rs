@@ -394,7 +394,7 @@ fn no_kick_is_missed_by_a_driver_on_another_cpu() {
             }
             done.store(true, Ordering::SeqCst);
             kick();
-            assert_eq!(taken, ROUNDS);
+            assert!(taken >= ROUNDS, "{taken}");
         });
         let mut events = mio::Events::with_capacity(4);
         while !done.load(Ordering::SeqCst) {
