@@ -3,11 +3,15 @@
 use std::{
     os::fd::{AsFd, OwnedFd},
     sync::Arc,
+    time::Duration,
 };
 
 use forkling_proto::rpc::{self, Kind};
 use forkling_vmm::protocol::{Failure, FromFork, Opening, PageRun, ToFork, View};
-use tokio::{net::UnixStream, time::timeout};
+use tokio::{
+    net::UnixStream,
+    time::{sleep, timeout},
+};
 
 use super::network::{NetworkChoice, wire};
 use crate::{
@@ -24,6 +28,9 @@ use crate::{
 
 /// The command of a rehearsal: what it warms is the way to any command.
 const REHEARSED: &str = "/bin/true";
+
+/// How long a fork is watched after its first command: what its timers touch is wanted, too, and last.
+const SOME_TICKS: Duration = Duration::from_millis(100);
 
 /// Why there is no parked fork.
 #[derive(Debug, thiserror::Error)]
@@ -124,6 +131,8 @@ pub struct Stages {
     pub answer: Touched,
     /// Until the end of its first command; as before if it has no agent.
     pub command: Touched,
+    /// Until the acknowledgement of a fork with a name of its own, which takes a longer way; nothing if it has no agent.
+    pub named: Touched,
 }
 
 /// Makes a parked fork, prepared for the network that forks usually ask for. The template's image is complete. Cancelled, it
@@ -163,20 +172,36 @@ async fn warm(engine: &Engine, zygote: &Zygote, settings: &PoolSettings) -> Resu
     Ok(parked)
 }
 
-/// What a fork touches. `agent` is whether it has one. The fork ends with it.
+/// What a fork touches. `agent` is whether it has one. The forks that tell it end with it.
 pub async fn touched(engine: &Engine, zygote: &Zygote, agent: bool) -> Result<Stages, Error> {
     let work = async {
-        let parked = make(engine, zygote, View::Exact, false).await?;
-        let acknowledge = parked.rehearse(engine, Rehearsal::Acknowledge).await?.ok_or(Error::Protocol)?;
+        let (parked, acknowledge) = acknowledged(engine, zygote, &Choice::default()).await?;
         if !agent {
-            return Ok(Stages { answer: acknowledge.clone(), command: acknowledge.clone(), acknowledge });
+            let (answer, command) = (acknowledge.clone(), acknowledge.clone());
+            return Ok(Stages { acknowledge, answer, command, named: Touched::default() });
         }
         parked.connect().await?.round_trip(Kind::Ping).await?;
         let answer = parked.report().await?;
         parked.run_command().await?;
-        Ok(Stages { acknowledge, answer, command: parked.report().await? })
+        sleep(SOME_TICKS).await;
+        let command = parked.report().await?;
+        drop(parked);
+        let (_, named) = acknowledged(engine, zygote, &named()).await?;
+        Ok(Stages { acknowledge, answer, command, named })
     };
     timeout(PARK_TIMEOUT, work).await.map_err(|_| Error::Late)?
+}
+
+/// A fork that has acknowledged an identity, and what it has touched for that.
+async fn acknowledged(engine: &Engine, zygote: &Zygote, choice: &Choice) -> Result<(Parked, Touched), Error> {
+    let parked = make(engine, zygote, View::Exact, false).await?;
+    let touched = parked.rehearse_as(choice, engine, Rehearsal::Acknowledge).await?;
+    Ok((parked, touched.ok_or(Error::Protocol)?))
+}
+
+/// Of a fork with a host name of another length than the usual: it takes a longer way through the guest's kernel.
+fn named() -> Choice {
+    Choice { name: Some("rehearsal".to_owned()), ..Choice::default() }
 }
 
 async fn make(engine: &Engine, zygote: &Zygote, view: View, pre_fault: bool) -> Result<Parked, Error> {
@@ -213,15 +238,23 @@ impl Parked {
         }
     }
 
-    /// Runs what a fork runs first, under an identity that nobody keeps. Returns what was touched until the acknowledgement,
-    /// if the fork tells.
-    async fn rehearse(&self, engine: &Engine, rehearsal: Rehearsal) -> Result<Option<Touched>, Error> {
+    /// Runs what a fork runs first, and whatever one with a name runs, under an identity that nobody keeps.
+    async fn rehearse(&self, engine: &Engine, rehearsal: Rehearsal) -> Result<(), Error> {
+        self.rehearse_as(&named(), engine, rehearsal).await.map(drop)
+    }
+
+    /// Runs what a fork of that choice runs first, under an identity that nobody keeps. Returns what was touched until the
+    /// acknowledgement, if the fork tells.
+    async fn rehearse_as(
+        &self,
+        choice: &Choice,
+        engine: &Engine,
+        rehearsal: Rehearsal,
+    ) -> Result<Option<Touched>, Error> {
         let generation = engine.generation().map_err(|error| Error::Identity(error.to_string()))?;
         // What the kernel does to a new address depends on those it has, so the template's would not do.
         let network = self.nic.as_ref().map(|_| engine.network.addresses().sample());
-        // A host name of another length than the usual takes a longer way through the guest's kernel.
-        let named = Choice { name: Some("rehearsal".to_owned()), ..Choice::default() };
-        let identity = Identity::new(&named, generation).on(network);
+        let identity = Identity::new(choice, generation).on(network);
         let mailbox = identity.mailbox().map_err(|error| Error::Identity(error.to_string()))?;
         self.socket
             .send(&ToFork::Activate { mailbox, advance_monotonic: false, plugged: false }, &[])

@@ -38,10 +38,12 @@ pub(super) async fn keep(template: &Template, stages: Stages) -> Option<FirstPag
         let image = Snapshot::open(&directory)?.manifest().memory_bytes / PAGE;
         let of = |touched: &Touched| set(touched, image);
         let (first, answer, all) = (of(&stages.acknowledge), of(&stages.answer), of(&stages.command));
-        tracing::debug!(template = name, %first, %answer, %all, "working set recorded");
-        let all = all.beginning_with(&first);
+        let named = of(&stages.named);
+        tracing::debug!(template = name, %first, %answer, %named, %all, "working set recorded");
+        // In memory, pages that only a fork with a name writes cost little to copy; from a disk they can wait.
+        let all = all.with(&named).beginning_with(&first.with(&named));
         let known = first_pages(&all);
-        if let Err(error) = all.write_by_stages(&[first, answer], &directory) {
+        if let Err(error) = all.write_by_stages(&[first, answer, named], &directory) {
             tracing::warn!(template = name, error = chain(&error), "the working set is not kept");
         }
         Ok(known)

@@ -1,4 +1,4 @@
-//! What the forks of a template touch first, learnt from one of them that nobody sees.
+//! What the forks of a template touch first, learnt from two of them that nobody sees.
 
 use forkling_vmm::protocol::{FirstPages, PageRun};
 

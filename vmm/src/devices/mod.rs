@@ -276,6 +276,14 @@ impl Devices {
         self.net.iter().for_each(|net| net.with_device(Net::plug));
     }
 
+    /// Touches those pages of the guest's that its NIC, unplugged, has no need of, and plugged in has: they are part of what a fork touches.
+    pub fn look_for_buffers(&self) {
+        if let Some(net) = &self.net {
+            // A driver that breaks the rules is told so, by this as by any look.
+            let _ = net.run(|_, queues| Net::look_for_buffer(queues));
+        }
+    }
+
     /// Every interrupt: its GSI and the eventfd to make an irqfd of.
     pub fn interrupts(&self) -> impl Iterator<Item = (u32, &EventFd)> {
         let pmem = self.pmem.iter().map(|pmem| (Slot::Pmem.gsi(), pmem.irq()));

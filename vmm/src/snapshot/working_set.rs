@@ -79,6 +79,13 @@ impl WorkingSet {
         Self { read: ranges(read), write: ranges(write), acknowledge: Vec::new() }
     }
 
+    /// The same and what `other` has touched; what one of them has written counts as written.
+    #[must_use]
+    pub fn with(&self, other: &Self) -> Self {
+        let both = |of: fn(&Self) -> &[PageRange]| numbers(of(self)).chain(numbers(of(other)));
+        Self::new(both(|set| &set.read), both(|set| &set.write))
+    }
+
     /// The same with those of its written pages that `first`, its beginning, has written too, as `acknowledge`.
     #[must_use]
     pub fn beginning_with(self, first: &Self) -> Self {

@@ -155,6 +155,7 @@ impl Source for Control {
                     }
                 }
                 Ok(Some((ToFork::Report, _))) => {
+                    devices.look_for_buffers();
                     if let Err(error) = touched::report(&self.channel, &self.memory) {
                         tracing::warn!(
                             error = crate::machine::one_line(&error),

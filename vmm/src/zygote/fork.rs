@@ -130,7 +130,8 @@ fn live(
     // A bare fork holds as little as can be, and is no sooner there for a thread.
     let mut event_loop = if view == View::Bare { event_loop } else { event_loop.begun()? };
     stamps.restored = clock::monotonic_ns();
-    let quiet = if view == View::Lazy { QUIET_WHEN_COLD } else { QUIET };
+    // One that tells what cold forks touch is as quiet as they are.
+    let quiet = if matches!(view, View::Lazy | View::Exact) { QUIET_WHEN_COLD } else { QUIET };
     let mut fork = Fork { zygote, control, desk, quiet, learning: view == View::Exact };
     loop {
         machine.devices().kick();

@@ -26,6 +26,12 @@ fn pages_become_ranges_and_writes_win() {
 }
 
 #[test]
+fn what_one_of_two_has_written_is_written() {
+    let both = WorkingSet::new([1, 2, 9], [5, 6]).with(&WorkingSet::new([3, 5], [2, 7]));
+    assert_eq!(both, WorkingSet::new([1, 3, 9], [2, 5, 6, 7]));
+}
+
+#[test]
 fn it_is_written_beside_the_snapshot_and_replaced() {
     let dir = tempfile::tempdir().unwrap();
     fixture::write(dir.path());

@@ -153,6 +153,14 @@ impl Net {
         }
     }
 
+    /// Touches what a plugged device touches when it looks for a frame's buffer, and leaves it as it is.
+    pub fn look_for_buffer(queues: &mut Queues<'_>) -> Result<(), Violation> {
+        if queues.pop(RX)?.is_some() {
+            queues.undo_pop(RX);
+        }
+        Ok(())
+    }
+
     /// The descriptor became ready.
     pub fn on_ready(&mut self, queues: &mut Queues<'_>, readable: bool) -> Result<(), Violation> {
         self.readable |= readable;

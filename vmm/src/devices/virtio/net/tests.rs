@@ -218,6 +218,19 @@ fn an_unplugged_nic_loses_what_it_sends_and_gets_nothing() {
 }
 
 #[test]
+fn a_look_for_buffers_takes_none() {
+    let mut host = Host::new();
+    let mut driver = Driver::start(&host, Slot::Net, &[256, 256]);
+    host.devices.look_for_buffers();
+    driver.queues[RX].add(&host.ram, &[], &[1526]);
+    host.devices.look_for_buffers();
+    host.devices.plug();
+    other_end_sends(&host, &packet(200));
+    host.pump();
+    assert_eq!(received(&host, &mut driver), [packet(200)]);
+}
+
+#[test]
 fn what_is_no_frame_stops_the_device_until_its_reset() {
     for len in [0, 1, HEADER, HEADER + MIN_FRAME - 1, HEADER + MAX_FRAME + 1] {
         let (mut host, mut driver) = running();
