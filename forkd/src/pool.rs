@@ -136,6 +136,12 @@ impl Pool {
         self.lock().parked.len() as u64
     }
 
+    /// How many forks it holds or is making.
+    fn held(&self) -> u64 {
+        let inner = self.lock();
+        inner.parked.len() as u64 + u64::from(inner.building)
+    }
+
     /// As the API shows it.
     pub fn info(&self) -> PoolInfo {
         let inner = self.lock();

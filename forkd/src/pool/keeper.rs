@@ -75,9 +75,10 @@ async fn refill(engine: &Arc<Engine>, template: &Arc<Template>) {
     }
     loop {
         let Ok(turn) = engine.refills.clone().acquire_owned().await else { return };
+        let room = has_descriptors(engine);
         let settings = {
             let mut inner = template.pool().lock();
-            if inner.wanting() == 0 {
+            if inner.wanting() == 0 || !room {
                 return;
             }
             inner.building += 1;
@@ -95,6 +96,13 @@ async fn refill(engine: &Arc<Engine>, template: &Arc<Template>) {
             pool.work.notify_one();
         });
     }
+}
+
+/// Whether the daemon has descriptors for one more: it is a fork in that.
+fn has_descriptors(engine: &Engine) -> bool {
+    let held = |template: &Arc<Template>| template.pool().held();
+    let parked: u64 = engine.registry.templates().iter().map(held).sum();
+    engine.registry.alive() + parked < engine.max_forks
 }
 
 async fn build(

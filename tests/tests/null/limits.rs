@@ -1,7 +1,12 @@
 //! At its limits the daemon refuses, says so, and goes on.
 
+use std::time::Duration;
+
 use forkling_daemon::api::types::ForkResult;
-use forkling_tests::daemon::{Daemon, Settings};
+use forkling_tests::{
+    daemon::{Daemon, Settings},
+    eventually,
+};
 use rustix::process::{Pid, Resource, Rlimit};
 use serde_json::json;
 
@@ -24,6 +29,29 @@ fn more_forks_than_the_descriptor_limit_allows_are_refused() {
     daemon.kill_all();
     daemon.settle(1);
     assert_eq!(daemon.forks("null", 1).len(), 1);
+}
+
+#[test]
+fn a_pool_takes_no_more_descriptors_than_there_are() {
+    let mut settings = Settings::default();
+    settings.descriptors = Some(256 + 8 * 6);
+    let daemon = settings.start();
+    daemon.build_null("null");
+    let most = daemon.health().max_forks;
+    daemon.set_pool("null", &json!({"low": 3 * most, "high": 3 * most}));
+    eventually(Duration::from_secs(30), "the pool is as full as can be", || {
+        let pool = daemon.pool("null");
+        if u64::from(pool.parked) == most && pool.building == 0 { Ok(()) } else { Err(format!("{pool:?}")) }
+    });
+    // What is taken out of it is a fork in the parked one's place.
+    daemon.forks("null", 2);
+    for _ in 0..20 {
+        let pool = daemon.pool("null");
+        assert!(u64::from(pool.parked + pool.building) + 2 <= most, "{pool:?}");
+        std::thread::sleep(Duration::from_millis(25));
+    }
+    daemon.forks("null", u32::try_from(most).unwrap() - 2);
+    assert_eq!(daemon.create(&json!({"template": "null"})).unwrap_err().code, "too_many_forks");
 }
 
 #[test]
