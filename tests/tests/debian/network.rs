@@ -255,14 +255,18 @@ fn dozens_of_forks_talk_at_once() {
 
 /// Sends a byte now and then to the host, and writes down how that ended.
 const HOLD: &str = "
-import socket, sys, time
+import os, socket, sys, time
+def say(what):
+    with open('/run/held.new', 'w') as new:
+        new.write(what)
+    os.replace('/run/held.new', '/run/held')
 s = socket.create_connection((sys.argv[1], int(sys.argv[2])))
-open('/run/held', 'w').write('open')
+say('open')
 while True:
     try:
         s.sendall(b'x'); time.sleep(0.1)
     except OSError as error:
-        open('/run/held', 'w').write(error.__class__.__name__); break
+        say(error.__class__.__name__); break
 ";
 
 #[test]

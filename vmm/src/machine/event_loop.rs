@@ -46,8 +46,8 @@ const EVENTS: usize = 64;
 /// How long an interrupt that the guest needs only to use its buffers again is put off.
 const MOMENT: Duration = Duration::from_millis(5);
 
-/// After how many times its patience a source is told of a rest that goes on: timers have brought pages back by then that could be
-/// folded again.
+/// After how many times its patience a source is told of a rest that goes on: by then timers have brought pages back that could be
+/// folded again, or all are back since the guest had touched much.
 const AGAIN: u32 = 60;
 
 /// Another descriptor the loop serves, besides the devices'.
@@ -58,8 +58,8 @@ pub trait Source: Send {
     fn ready(&mut self, devices: &Devices);
     /// Called after each round of device work, for instance to pass on console output.
     fn after_round(&mut self, devices: &Devices);
-    /// How long nothing must happen for [`Source::at_rest`] to be called, and called again when pages have been folded for [`AGAIN`]
-    /// times as long; `None`: it is not.
+    /// How long nothing must happen for [`Source::at_rest`] to be called, and [`AGAIN`] times as long to be called again; `None`: it is
+    /// not.
     fn patience(&self) -> Option<Duration> {
         None
     }
@@ -99,7 +99,8 @@ impl EventLoopSeed {
     /// The loop that serves `devices`, and `source` from [`RunningLoop::watch_source`] on.
     pub fn serve(self, devices: Arc<Devices>, source: Box<dyn Source>) -> EventLoop {
         let Self { poll, waker } = self;
-        EventLoop { poll, waker, devices, source, folded: None, owing: None, restless: false }
+        let told = Instant::now();
+        EventLoop { poll, waker, devices, source, folded: None, owing: None, restless: false, told }
     }
 }
 
@@ -115,6 +116,8 @@ pub struct EventLoop {
     owing: Option<Instant>,
     /// Whether anything has happened since [`Source::at_rest`] was called. Being stopped is nothing.
     restless: bool,
+    /// When that was.
+    told: Instant,
 }
 
 /// An event loop that runs on its own thread.
@@ -182,7 +185,7 @@ impl EventLoop {
             return;
         }
         let resting = owing.is_none() && events.iter().all(|event| event.token() == FAULTS);
-        let told = match self.folded {
+        let due = match self.folded {
             Some(_) if resting && self.patience() != Some(Duration::ZERO) => return self.serve_faults(),
             Some(_) => {
                 self.unfold();
@@ -193,8 +196,9 @@ impl EventLoop {
             // Faults are of pages that are back by now.
             None => resting && events.is_empty(),
         };
-        if told {
+        if due {
             self.restless = false;
+            self.told = Instant::now();
             self.source.at_rest();
         } else {
             self.handle(events);
@@ -204,10 +208,8 @@ impl EventLoop {
     /// How long nothing may happen, from now on, until the source is told.
     fn patience(&self) -> Option<Duration> {
         let patience = self.source.patience()?;
-        match &self.folded {
-            Some(folded) => Some((patience * AGAIN).saturating_sub(folded.age())),
-            None => Some(patience).filter(|_| self.restless),
-        }
+        let again = || (patience * AGAIN).saturating_sub(self.told.elapsed());
+        Some(if self.restless { patience } else { again() })
     }
 
     /// Waits for events, at most so long; `false` if a signal came instead.
@@ -240,12 +242,7 @@ impl EventLoop {
 
     fn serve_faults(&mut self) {
         match self.folded.as_mut().map(Folded::serve) {
-            Some(Ok(Rest::Over)) => {
-                // It took long to touch so much: it is at rest.
-                self.restless |=
-                    self.patience() < self.source.patience().map(|patience| patience * (AGAIN / 2));
-                self.unfold();
-            }
+            Some(Ok(Rest::Over)) => self.unfold(),
             Some(Err(error)) => self.source.guest_lost(error),
             Some(Ok(Rest::Goes)) | None => {}
         }

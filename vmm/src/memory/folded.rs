@@ -14,7 +14,6 @@ use std::{
     io,
     os::fd::{AsFd, BorrowedFd},
     os::unix::fs::FileExt,
-    time::{Duration, Instant},
 };
 
 use memmap2::MmapMut;
@@ -58,8 +57,6 @@ pub struct Folded {
     faults: Option<Uffd>,
     /// Faults that were served.
     served: usize,
-    /// Since when there are folded pages.
-    since: Instant,
 }
 
 impl Folded {
@@ -70,17 +67,12 @@ impl Folded {
     pub fn new(mapping: Mapping, image: &File, pages: usize) -> io::Result<Self> {
         let (image, folds) = (image.try_clone()?, Folds::with_room(pages)?);
         let faults = Uffd::for_unmapped(&mapping).map_err(|error: uffd::Error| io::Error::other(error))?;
-        Ok(Self { mapping, image, folds, faults: Some(faults), served: 0, since: Instant::now() })
+        Ok(Self { mapping, image, folds, faults: Some(faults), served: 0 })
     }
 
     /// Where to add pages, which are discarded afterwards and before anybody else touches them.
     pub fn folds(&mut self) -> &mut Folds {
         &mut self.folds
-    }
-
-    /// How long there have been folded pages.
-    pub fn age(&self) -> Duration {
-        self.since.elapsed()
     }
 
     /// How many pages are folded.
