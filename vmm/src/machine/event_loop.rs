@@ -58,7 +58,7 @@ pub trait Source: Send {
     fn ready(&mut self, devices: &Devices);
     /// Called after each round of device work, for instance to pass on console output.
     fn after_round(&mut self, devices: &Devices);
-    /// How long nothing must happen for [`Source::at_rest`] to be called, and [`AGAIN`] times as long to be called again; `None`: it is
+    /// How long nothing must happen for [`Source::at_rest`] to be called, and sixty times as long to be called again; `None`: it is
     /// not.
     fn patience(&self) -> Option<Duration> {
         None
