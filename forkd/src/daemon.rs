@@ -21,7 +21,7 @@ use crate::{
     config::{Args, Config},
     engine::Engine,
     limits::{self, SHUTDOWN_GRACE},
-    template, vsock, zygote,
+    pool, template, vsock, zygote,
 };
 
 /// Mode of the socket: its owner and its group may connect.
@@ -104,6 +104,7 @@ async fn serve(engine: &Arc<Engine>, listener: &Listener) -> anyhow::Result<()> 
     let service = api::router(engine.clone()).into_make_service_with_connect_info::<Peer>();
     tokio::spawn(admission::keep(engine.clone()));
     tokio::spawn(zygote::spare::keep(engine.clone()));
+    pool::resume(engine);
     let opening = engine.clone();
     tokio::task::spawn_blocking(move || template::open_ahead(&opening));
     if engine.registry.templates().iter().any(|template| template.record.spec.has_nic()) {

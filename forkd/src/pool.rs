@@ -19,8 +19,10 @@ use crate::{
 };
 
 mod keeper;
+mod kept;
 
 pub use keeper::keep;
+pub use kept::{resume, write};
 
 /// Parked forks of one template.
 #[derive(Debug, Default)]
@@ -30,6 +32,8 @@ pub struct Pool {
     work: Notify,
     /// Told when the work cannot wait.
     urgent: Notify,
+    /// Held while settings are changed, so that those that are kept are those that hold.
+    changing: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -71,6 +75,11 @@ impl Pool {
         drop(stale);
         self.work.notify_one();
         Configured { start }
+    }
+
+    /// To be held from [`Pool::configure`] until the settings are kept.
+    pub async fn changing(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.changing.lock().await
     }
 
     /// Takes a parked fork out. `None`: there is none; a later request finds more.

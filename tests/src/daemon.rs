@@ -275,6 +275,11 @@ impl Daemon {
         proc::children(self.pid()).into_iter().filter(|&pid| !proc::is_ahead_of_need(pid)).collect()
     }
 
+    /// Its embryos, one for each template in use.
+    pub fn embryos(&self) -> Vec<i32> {
+        proc::children(self.pid()).into_iter().filter(|&pid| proc::is_embryo(pid)).collect()
+    }
+
     fn all_processes(&self) -> Vec<proc::Process> {
         proc::children(self.pid()).into_iter().filter_map(proc::Process::find).collect()
     }

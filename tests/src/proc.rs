@@ -67,7 +67,12 @@ pub fn role(pid: i32) -> Option<String> {
 
 /// Whether a process is one that a daemon keeps ahead of need: a zygote without a template, or a fork's process without a VM.
 pub fn is_ahead_of_need(pid: i32) -> bool {
-    matches!(&*name(pid), "forkling-spare" | "forkling-embryo")
+    is_spare(pid) || is_embryo(pid)
+}
+
+/// Whether a process is a zygote without a template.
+pub fn is_spare(pid: i32) -> bool {
+    name(pid) == "forkling-spare"
 }
 
 /// Whether a process is that of a fork without a VM.

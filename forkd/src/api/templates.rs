@@ -9,7 +9,7 @@ use super::{
     ndjson,
     types::{BuildEvent, BuildTemplate, PoolInfo, PoolSettings, TemplateInfo, Templates},
 };
-use crate::{limits::MAX_POOL, pool::keep, template::build as building};
+use crate::{pool, template::build as building};
 
 /// Builds a template. Answers with one event a line; the last is `done` or `error`. Going away cancels the build.
 #[utoipa::path(
@@ -66,7 +66,7 @@ pub async fn pool(State(shared): State<Shared>, Name(name): Name) -> Result<Json
     Ok(Json(shared.engine.registry.template(&name)?.pool().info()))
 }
 
-/// Says how many parked forks a template should have. They are made in the background.
+/// Says how many parked forks a template should have, now and after restarts of the daemon. They are made in the background.
 #[utoipa::path(
     put, path = "/v1/templates/{name}/pool", tag = "templates", request_body = PoolSettings,
     params(("name" = String, Path)),
@@ -77,16 +77,13 @@ pub async fn set_pool(
     Name(name): Name,
     Body(settings): Body<PoolSettings>,
 ) -> Result<Json<PoolInfo>, Error> {
-    let PoolSettings { low, high, .. } = settings;
-    if high > MAX_POOL || low > high {
-        let message =
-            format!("low is {low} and high is {high}; high is at most {MAX_POOL}, low at most high");
-        return Err(Error::new(Code::InvalidRequest, message));
-    }
+    settings.check().map_err(|message| Error::new(Code::InvalidRequest, message))?;
     let template = shared.engine.registry.template(&name)?;
+    let _changing = template.pool().changing().await;
     if template.pool().configure(settings).start {
-        tokio::spawn(keep(shared.engine.clone(), template.clone()));
+        tokio::spawn(pool::keep(shared.engine.clone(), template.clone()));
     }
+    pool::write(&template, settings).await;
     Ok(Json(template.pool().info()))
 }
 

@@ -1,4 +1,4 @@
-//! Template directories: `STATE/templates/NAME/{template.json, snapshot/}`, complete or absent.
+//! Template directories: `STATE/templates/NAME/{template.json, snapshot/}`, complete or absent, with `pool.json` if it has ever had a pool.
 
 use std::{
     fs, io,

@@ -90,13 +90,16 @@ fn spec(name: &str, vcpus: u8) -> Value {
     spec
 }
 
-/// Directories that all daemons of this process share, one after the other.
+/// Directories that all daemons of this process share, one after the other. Pools of earlier ones are forgotten.
 pub fn settings() -> Settings {
     static SETTINGS: OnceLock<PathBuf> = OnceLock::new();
     let directory = SETTINGS.get_or_init(|| {
         let directory = std::env::var_os("FORKLING_TEST_STATE");
         directory.expect("FORKLING_TEST_STATE names a directory for templates; tests/run sets it").into()
     });
+    for entry in std::fs::read_dir(directory.join("state/templates")).into_iter().flatten().flatten() {
+        let _ = std::fs::remove_file(entry.path().join("pool.json"));
+    }
     Settings::shared(directory)
 }
 

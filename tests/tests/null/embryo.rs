@@ -7,17 +7,13 @@ use serde_json::json;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-fn embryos(daemon: &Daemon) -> Vec<i32> {
-    proc::children(daemon.pid()).into_iter().filter(|&pid| proc::is_embryo(pid)).collect()
-}
-
 /// Waits until there are `count` embryos.
 fn wait_for(daemon: &Daemon, count: usize) -> Vec<i32> {
     eventually(PATIENCE, "there are as many embryos as templates in use", || {
-        let found = embryos(daemon);
+        let found = daemon.embryos();
         if found.len() == count { Ok(()) } else { Err(format!("{found:?}")) }
     });
-    embryos(daemon)
+    daemon.embryos()
 }
 
 /// A daemon with a null template in use, and its embryo.
@@ -54,7 +50,7 @@ fn killed_it_is_missed_by_nobody() {
     let next = wait_for(&daemon, 1)[0];
     proc::kill(next);
     // Nothing is asked for meanwhile.
-    eventually(PATIENCE, "a dead embryo is replaced and buried", || match embryos(&daemon)[..] {
+    eventually(PATIENCE, "a dead embryo is replaced and buried", || match daemon.embryos()[..] {
         [pid] if pid != next && !proc::children(daemon.pid()).contains(&next) => Ok(()),
         ref found => Err(format!("{found:?}")),
     });
@@ -89,13 +85,14 @@ fn it_goes_with_its_zygote() {
 fn a_pool_leaves_it_alone_and_it_can_be_switched_off() {
     let (daemon, embryo) = with_embryo();
     daemon.park("null", 3);
-    assert_eq!(embryos(&daemon), [embryo]);
+    assert_eq!(daemon.embryos(), [embryo]);
+    daemon.set_pool("null", &json!({"low": 0, "high": 0}));
     let daemon = daemon.stop().1.arg("--no-embryo").start();
     daemon.fork("null");
     daemon.wait_complete("null");
     let before = daemon.fork("null");
     // As long as it would take.
     std::thread::sleep(Duration::from_millis(500));
-    assert_eq!(embryos(&daemon), Vec::<i32>::new());
+    assert_eq!(daemon.embryos(), Vec::<i32>::new());
     assert_ne!(daemon.fork("null").pid, before.pid);
 }

@@ -38,6 +38,10 @@ fn a_thousand_cycles_leave_what_ten_left() {
     }
     daemon.wait_complete("null");
     daemon.settle(1);
+    eventually(Duration::from_secs(20), "an embryo is there, as it will be in the end", || {
+        let found = daemon.embryos();
+        if found.len() == 1 { Ok(()) } else { Err(format!("{found:?}")) }
+    });
     // Idle threads of the runtime come and go; their number has an end, which a burst reaches.
     std::thread::sleep(Duration::from_secs(1));
     let before = census(&daemon);

@@ -46,6 +46,25 @@ fn parked_pids(daemon: &Daemon) -> HashSet<i32> {
 }
 
 #[test]
+fn a_pool_is_there_again_after_a_restart() {
+    let daemon = with_parked(2, "acknowledge", true);
+    let (_, settings) = daemon.stop();
+    let daemon = settings.start();
+    eventually(PATIENCE, "the pool is there again", || {
+        let now = pool(&daemon);
+        if now.parked == 2 { Ok(()) } else { Err(format!("{now:?}")) }
+    });
+    assert!(daemon.fork("null").parked);
+    set_pool(&daemon, &json!({"low": 0, "high": 0}));
+    let (_, settings) = daemon.stop();
+    // What cannot be read is no pool, and no reason not to start.
+    std::fs::write(settings.state().join("templates/null/pool.json"), "{").unwrap();
+    let daemon = settings.start();
+    assert_eq!(pool(&daemon).high, 0);
+    assert!(!daemon.fork("null").parked);
+}
+
+#[test]
 fn a_pool_fills_serves_refills_and_empties() {
     let daemon = with_parked(3, "acknowledge", true);
     let ahead = parked_pids(&daemon);

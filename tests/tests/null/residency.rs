@@ -181,7 +181,7 @@ fn a_template_is_unloaded_by_request() {
 fn a_zygote_waits_for_the_next_cold_template() {
     let (_, settings) = Daemon::with_null().stop();
     let daemon = settings.start();
-    let spare = || proc::children(daemon.pid()).into_iter().find(|&pid| proc::is_ahead_of_need(pid));
+    let spare = || proc::children(daemon.pid()).into_iter().find(|&pid| proc::is_spare(pid));
     let wait = |wanted: bool| {
         eventually(Duration::from_secs(20), "a zygote waits as long as a template is cold", || {
             let found = spare();

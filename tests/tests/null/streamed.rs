@@ -3,7 +3,11 @@
 use std::collections::HashSet;
 
 use forkling_daemon::api::types::{ForkEvent, ForkInfo, ForkResult};
-use forkling_tests::{api::Created, daemon::Daemon, proc};
+use forkling_tests::{
+    api::Created,
+    daemon::{Daemon, Settings},
+    proc,
+};
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -13,7 +17,9 @@ const MADE: u32 = 4;
 
 /// A daemon whose zygote is stopped, and a request of which only the parked half can be served.
 fn half_served() -> (Daemon, i32, Created, Vec<ForkInfo>) {
-    let daemon = Daemon::with_null();
+    // An embryo needs no zygote.
+    let daemon = Settings::default().arg("--no-embryo").start();
+    daemon.build_null("null");
     daemon.fork("null");
     daemon.wait_complete("null");
     daemon.kill_all();

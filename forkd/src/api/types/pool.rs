@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::limits::MAX_POOL;
+
 /// What a parked fork runs before it is given out. It then goes back to its forkpoint, and nothing of it stays.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
@@ -40,6 +42,22 @@ pub struct PoolSettings {
 
 pub(super) fn yes() -> bool {
     true
+}
+
+impl PoolSettings {
+    /// What is wrong with them, if anything is.
+    ///
+    /// # Errors
+    /// In words.
+    pub fn check(&self) -> Result<(), String> {
+        let Self { low, high, .. } = *self;
+        if high > MAX_POOL || low > high {
+            return Err(format!(
+                "low is {low} and high is {high}; high is at most {MAX_POOL}, low at most high"
+            ));
+        }
+        Ok(())
+    }
 }
 
 impl Default for PoolSettings {
