@@ -14,6 +14,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod daemon;
+mod durable;
 pub mod engine;
 pub mod fork;
 pub mod forward;

@@ -125,7 +125,7 @@ impl Origin {
     /// It was not needed.
     fn give_back(self, zygote: &Zygote) {
         if let Self::Embryo(embryo) = self {
-            zygote.nest().give_back(embryo);
+            zygote.nest().put(embryo);
         }
     }
 }

@@ -11,6 +11,8 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use crate::durable;
+
 /// Generations promised to disk at a time: a crash skips at most so many, a disk is asked once in so many.
 const BLOCK: u64 = 1 << 20;
 
@@ -70,14 +72,6 @@ impl Shared {
     }
 }
 
-/// Replaces the mark so that a crash leaves the old or the new one.
 fn persist(path: &Path, mark: u64) -> io::Result<()> {
-    use io::Write;
-    let beside = path.with_extension("new");
-    let mut file = fs::File::create(&beside)?;
-    writeln!(file, "{mark}")?;
-    file.sync_all()?;
-    fs::rename(&beside, path)?;
-    let directory = path.parent().expect("the mark is in a directory");
-    fs::File::open(directory)?.sync_all()
+    durable::replace(path, format!("{mark}\n").as_bytes())
 }

@@ -5,6 +5,7 @@ use std::{fs, io, path::Path, sync::Arc};
 use super::keep;
 use crate::{
     api::{error::chain, types::PoolSettings},
+    durable,
     engine::Engine,
     template::Template,
 };
@@ -25,28 +26,22 @@ pub async fn write(template: &Arc<Template>, settings: PoolSettings) {
 pub fn resume(engine: &Arc<Engine>) {
     for template in engine.registry.templates() {
         match read(template.dir()) {
-            Ok(Some(settings)) if template.pool().configure(settings).start => {
-                tokio::spawn(keep(engine.clone(), template));
+            Ok(None) => {}
+            Ok(Some(settings)) => {
+                if template.pool().configure(settings).start {
+                    tokio::spawn(keep(engine.clone(), template));
+                }
             }
-            Ok(_) => {}
             Err(error) => {
-                tracing::warn!(
-                    template = template.name(),
-                    error = chain(&error),
-                    "the pool's settings are lost"
-                );
+                let (name, error) = (template.name(), chain(&error));
+                tracing::warn!(template = name, error, "the pool's settings are lost");
             }
         }
     }
 }
 
 fn replace(directory: &Path, settings: &PoolSettings) -> io::Result<()> {
-    use io::Write;
-    let (path, new) = (directory.join(FILE), directory.join(format!("{FILE}.new")));
-    let mut file = fs::File::create(&new)?;
-    file.write_all(&serde_json::to_vec_pretty(settings)?)?;
-    file.sync_all()?;
-    fs::rename(&new, &path)
+    durable::replace(&directory.join(FILE), &serde_json::to_vec_pretty(settings)?)
 }
 
 fn read(directory: &Path) -> io::Result<Option<PoolSettings>> {

@@ -75,8 +75,8 @@ impl Nest {
         embryo.filter(Embryo::is_alive)
     }
 
-    /// Takes back one that was not needed.
-    pub fn give_back(&self, embryo: Embryo) {
+    /// Keeps one, new or not needed, until it is taken.
+    pub fn put(&self, embryo: Embryo) {
         *self.lock() = Some(embryo);
     }
 
@@ -95,7 +95,7 @@ impl Zygote {
         while self.end.borrow().is_none() {
             if !self.nest.has_living() {
                 match self.make_embryo().await {
-                    Ok(embryo) => self.nest.give_back(embryo),
+                    Ok(embryo) => self.nest.put(embryo),
                     // A fork is made without it.
                     Err(error) => tracing::debug!(error = chain(&error), "no embryo is kept"),
                 }
